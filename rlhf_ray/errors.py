@@ -87,38 +87,19 @@ FAILURE_CAUSES: tuple[FailureCause, ...] = get_args(FailureCause)
 class GroupFailed(RunError):
     """A user's code failed at one of a group's samples; others are not concerned.
 
+    That is a failure with a cause, never a score of 0.
+
     Attributes:
         cause: What it did.
     """
 
-    cause: FailureCause
+    cause: FailureCause = "raised"
 
     @classmethod
     def of(cls, message: str, *, cause: FailureCause) -> GroupFailed:
-        """One with this cause."""
+        """One that travels between processes with its cause."""
         failed = cls(message)
         failed.cause = cause
-        return failed
-
-
-# How an environment can fail: it raised, was late, or the process that it ran in died.
-EnvironmentFault: TypeAlias = Literal["raised", "late", "died"]
-
-
-class EnvironmentFailed(RunError):
-    """An environment failed a rollout: a failure with a cause, never a reward of 0.
-
-    Attributes:
-        fault: How.
-    """
-
-    fault: EnvironmentFault = "raised"
-
-    @classmethod
-    def by(cls, fault: EnvironmentFault, message: str) -> EnvironmentFailed:
-        """One that travels between processes with its fault."""
-        failed = cls(message)
-        failed.fault = fault
         return failed
 
 

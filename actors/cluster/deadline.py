@@ -12,7 +12,7 @@ import ray
 from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
 
 from rlhf_ray.deadlines import DeadlineError
-from rlhf_ray.errors import ActorDied, EnvironmentFailed, RlhfRayError, RunError
+from rlhf_ray.errors import ActorDied, GroupFailed, RlhfRayError, RunError
 
 # In which Ray reports the death of a rank whose peers fail with it, also on a busy machine.
 DEATH_S = 10.0
@@ -133,8 +133,8 @@ class _Asked:
                 operation=cause.operation,
                 age_s=cause.age_s,
             )
-        if isinstance(cause, EnvironmentFailed):
-            return EnvironmentFailed.by(cause.fault, f"{named}: {cause}")
+        if isinstance(cause, GroupFailed):
+            return GroupFailed.of(f"{named}: {cause}", cause=cause.cause)
         if isinstance(cause, RlhfRayError):
             return RunError(f"{named}: {cause}")
         return RunError(f"{named} failed after {age_s:.0f} s: {type(cause).__name__}: {cause}")

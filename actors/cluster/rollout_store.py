@@ -22,23 +22,27 @@ class ObjectStore:
     timeout_s: float
 
     async def fetch(self, groups: Sequence[RolloutGroup]) -> list[list[Rollout]]:
-        """The samples of groups.
+        """The samples of groups; of a group without any, none.
 
         Raises:
             DeadlineError: They do not come.
             RunError: They are lost, with the node that held them.
         """
+        there = [group for group in groups if group.summaries_G]
+        if not there:
+            return [[] for _ in groups]
         fetched = await within(
-            [group.rollouts for group in groups],
+            [group.rollouts for group in there],
             timeout_s=self.timeout_s,
-            actors=[f"the object store (draw {group.draw})" for group in groups],
+            actors=[f"the object store (draw {group.draw})" for group in there],
             operation="fetching rollouts",
         )
-        found = []
-        for group, rollouts in zip(groups, fetched, strict=True):
-            by_sample = {rollout.sample: rollout for rollout in rollouts}
-            found.append([by_sample[summary.sample] for summary in group.summaries_G])
-        return found
+        rollouts_of = {
+            (group.draw, rollout.sample): rollout
+            for group, rollouts in zip(there, fetched, strict=True)
+            for rollout in rollouts
+        }
+        return [[rollouts_of[sample] for sample in group.samples_G] for group in groups]
 
     def put(self, rollouts: Sequence[Rollout]) -> Ref:
         """Lay down a group's samples."""

@@ -10,7 +10,7 @@ from ray.exceptions import RayActorError, RayTaskError
 
 from rlhf_ray.environments.play import Limits
 from rlhf_ray.environments.protocol import Step
-from rlhf_ray.errors import EnvironmentFailed
+from rlhf_ray.errors import GroupFailed
 from rlhf_ray.types import Prompt
 
 
@@ -42,7 +42,7 @@ class Acting:
 class RemoteEnvironment:
     """A rollout's environment in a worker.
 
-    Its methods raise `EnvironmentFailed` with what the worker says, or as the worker has died.
+    Its methods raise `GroupFailed` with what the worker says, or as the worker has died.
     """
 
     def __init__(self, worker: Any, *, draw: int, sample: int) -> None:
@@ -69,6 +69,6 @@ class RemoteEnvironment:
             return await getattr(self._worker, method).remote(*arguments)
         except RayActorError as error:
             reason = str(error).strip().partition("\n")[0]
-            raise EnvironmentFailed.by("died", f"its worker died: {reason}") from error
+            raise GroupFailed.of(f"its worker died: {reason}", cause="crashed") from error
         except RayTaskError as error:
             raise error.cause from error

@@ -119,6 +119,7 @@ class EnvironmentWorkers(RoleSpec):
     actor_class: type[EnvironmentWorker] = EnvironmentWorker
     # Each rollout may have a call that waits.
     max_calls: int | None = 100_000
+    runs_user_code: bool = True
 
     async def broken(self, role: RoleHandle[Any]) -> Sequence[int]:
         """Those that are dead, and those whose event loop is blocked."""

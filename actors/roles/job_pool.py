@@ -63,7 +63,6 @@ class JobPool:
         self.engines: ReplicaSet | None = None
         self.working: Sequence[str] = ()  # those whose waits and memory a step tells
         self.policy: PolicyGroup | None = None
-        self.acting: ActingEngines | None = None
 
     async def start(self) -> None:
         """Start what is not there of the job's roles, and have what others left make room."""
@@ -96,10 +95,7 @@ class JobPool:
                 if workers is None:
                     return role
                 assert isinstance(self.config, OnlineConfig)
-                self.acting = ActingEngines(
-                    role, self.pool, workers, retries=self.config.environment.retries
-                )
-                return self.acting
+                return ActingEngines(role, self.pool, workers, timeouts=self.config.timeouts)
             case PolicyGroup() if not isinstance(self.config, SampleConfig):
                 return LastingPolicy(role, self.pool)
             case PolicyGroup():  # as it was loaded, and nobody trains it
@@ -218,8 +214,6 @@ class JobPool:
         if num_restarts := self.pool.restarts.budget.num_restarts:
             metrics = {**used.metrics, "recovery/restarts": float(num_restarts)}
             used = replace(used, metrics=metrics)
-        if self.acting is not None:
-            used = replace(used, metrics={**used.metrics, **self.acting.take_failures()})
         return used
 
     def store(self) -> ObjectStore:

@@ -7,8 +7,37 @@ from typing import Any, Literal
 
 from pydantic import PositiveFloat, PositiveInt
 
-from rlhf_ray.config.base import Config, LabelSelector, LocalPath, NonNegativeInt
+from rlhf_ray.config.base import Config, LabelSelector, LocalPath
 from rlhf_ray.config.placement import GroupConfig
+
+# A worker's death may be the doing of any group on it. So often it counts for none of them.
+FREE_DEATHS = 2
+
+# What makes an environment of each kind that is named by another key than `path`.
+_MADE_BY = {
+    "reasoning_gym": "rlhf_ray.environments.reasoning_gym:ReasoningGym",
+    "mcp": "rlhf_ray.environments.mcp:McpTools",
+    "openenv": "rlhf_ray.environments.openenv:OpenEnv",
+}
+
+
+class McpConfig(Config):
+    """A server of the Model Context Protocol; none without a command or a URL.
+
+    Attributes:
+        command: Starts one that speaks over its standard streams, for each rollout: a program and
+            its arguments.
+        url: Of one that speaks streamable HTTP, such as `http://host:8000/mcp`.
+    """
+
+    alternatives = (frozenset({"command", "url"}),)
+
+    command: list[str] = []
+    url: str = ""
+
+    def _faults(self) -> Iterator[str]:
+        if self.command and self.url:
+            yield "an MCP server has either a command or a url, got both"
 
 
 class EnvironmentConfig(Config):
@@ -22,12 +51,12 @@ class EnvironmentConfig(Config):
             `arguments`.
         reasoning_gym: In place of a path the name of a task of reasoning-gym, whose rows `python -m
             rlhf_ray.environments.reasoning_gym` writes; a wrong answer may be given again.
+        mcp: In place of a path a server whose tools the policy may call.
+        openenv: In place of a path the address of a server of OpenEnv, such as `http://host:8000`.
         max_turns: Of the policy in a rollout. `rollout.max_new_tokens` is for all turns together.
         max_observation_tokens: Of each message of the environment; longer ones are cut.
-        timeout_s: For each answer of the environment; a late one fails the rollout's group.
-        retries: How often a group is sampled again whose environment failed; the next failure ends
-            the run. That a worker had to be started again is no failure of a group that was on it:
-            how often that may be says `failures.actor`.
+        timeout_s: For each answer of the environment; a late one fails the rollout's group, and
+            `failures.row` says what becomes of that.
         workers: Processes that environments run in, on any nodes.
         cpus_per_worker: Cores that each reserves.
         labels: Of the nodes that workers may go to, as in `placement`.
@@ -36,23 +65,24 @@ class EnvironmentConfig(Config):
             would write behind an answer stands behind it.
     """
 
-    alternatives = (frozenset({"path", "reasoning_gym"}),)
+    alternatives = (frozenset({"path", "reasoning_gym", "mcp", "openenv"}),)
 
     path: LocalPath = ""
     reasoning_gym: str = ""
+    mcp: McpConfig = McpConfig()
+    openenv: str = ""
     arguments: dict[str, Any] = {}
     max_turns: PositiveInt = 8
     max_observation_tokens: PositiveInt = 512
     timeout_s: PositiveFloat = 60.0
-    retries: NonNegativeInt = 2
     workers: PositiveInt = 2
     cpus_per_worker: PositiveFloat = 1.0
     labels: dict[str, LabelSelector] = {}
     template: Literal["checked", "append"] = "checked"
 
     def _faults(self) -> Iterator[str]:
-        if self.path and self.reasoning_gym:
-            yield "an environment has either a path or a task of reasoning_gym, got both"
+        if len(self._names) > 1:
+            yield f"an environment has one of path, {', '.join(_MADE_BY)}, got {self._names}"
         if self.is_named:
             return
         fields = type(self).model_fields.items()
@@ -62,17 +92,37 @@ class EnvironmentConfig(Config):
     @property
     def is_named(self) -> bool:
         """Whether there is one."""
-        return bool(self.path or self.reasoning_gym)
+        return bool(self._names)
+
+    @property
+    def _names(self) -> list[str]:
+        """The keys that name it: one at most."""
+        given = {
+            "path": self.path,
+            "reasoning_gym": self.reasoning_gym,
+            "mcp": self.mcp.command or self.mcp.url,
+            "openenv": self.openenv,
+        }
+        return [key for key, value in given.items() if value]
 
     @property
     def made_by(self) -> str:
         """The import path of what makes it."""
-        return self.path or "rlhf_ray.environments.reasoning_gym:ReasoningGym"
+        [name] = self._names
+        return self.path or _MADE_BY[name]
 
     @property
     def made_with(self) -> dict[str, Any]:
         """The arguments of what makes it."""
-        return {**self.arguments, **({"task": self.reasoning_gym} if self.reasoning_gym else {})}
+        named: dict[str, Any] = {}
+        match self._names:
+            case ["reasoning_gym"]:
+                named = {"task": self.reasoning_gym}
+            case ["mcp"]:
+                named = self.mcp.model_dump(exclude_defaults=True)
+            case ["openenv"]:
+                named = {"url": self.openenv}
+        return {**self.arguments, **named}
 
     @property
     def group(self) -> GroupConfig:

@@ -12,7 +12,7 @@ from rlhf_ray.config.algorithm import AlgorithmConfig, KlConfig
 from rlhf_ray.config.algorithm_table import OldLogprobs, ScoredModel
 from rlhf_ray.config.base import NonNegativeInt
 from rlhf_ray.config.data import DataConfig, named, piece_faults, stream_faults
-from rlhf_ray.config.environment import EnvironmentConfig
+from rlhf_ray.config.environment import FREE_DEATHS, EnvironmentConfig
 from rlhf_ray.config.evaluation import EvalConfig
 from rlhf_ray.config.learners import CriticConfig, LearnerConfig, ReferenceConfig
 from rlhf_ray.config.models import ModelSource
@@ -332,9 +332,8 @@ class OnlineConfig(JobConfig):
 
     @property
     def most_attempts(self) -> int:
-        """At sampling a group: an environment may fail."""
-        environment = self.environment
-        return 1 + environment.retries if environment.path or environment.reasoning_gym else 1
+        """At sampling a group: an environment may fail, and its worker die by another's doing."""
+        return FREE_DEATHS + 1 + self.failures.row.retries if self.environment.is_named else 1
 
     @property
     def max_response_tokens(self) -> int:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import json
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -78,11 +79,12 @@ class Session:
         self._answer = asyncio.get_running_loop().create_future()
         self._asked.put_nowait(body)
         try:
-            return web.json_response(dict(await asyncio.shield(self._answer)))
+            completion = await asyncio.shield(self._answer)
         except asyncio.CancelledError:
             if self._is_closed:
                 return _refused(410, "this session is over")
             raise
+        return _streamed(completion) if body.get("stream") else web.json_response(dict(completion))
 
 
 class Endpoint:
@@ -168,11 +170,24 @@ def _fault_of(body: Any) -> str:
         return "a request must be an object with messages"
     if not all(isinstance(m, Mapping) and isinstance(m.get("role"), str) for m in body["messages"]):
         return "each message must be an object with a role"
-    if body.get("stream"):
-        return "answers are not streamed: leave out stream"
     if body.get("n", 1) != 1:
         return f"n must be 1, got {body['n']!r}"
     return ""
+
+
+def _streamed(completion: Mapping[str, Any]) -> web.Response:
+    """A completion as clients read a stream: one event with all of it, and the end."""
+    [choice] = completion["choices"]
+    message = choice["message"]
+    calls = [{"index": n, **call} for n, call in enumerate(message.get("tool_calls", ()))]
+    delta = {**message, **({"tool_calls": calls} if calls else {})}
+    chunk = {
+        **completion,
+        "object": "chat.completion.chunk",
+        "choices": [{"index": 0, "delta": delta, "finish_reason": choice["finish_reason"]}],
+    }
+    text = f"data: {json.dumps(chunk)}\n\ndata: [DONE]\n\n"
+    return web.Response(text=text, content_type="text/event-stream")
 
 
 def _refused(status: int, message: str) -> web.Response:

@@ -14,7 +14,7 @@ from rlhf_ray.deadlines import DeadlineError, deadline
 from rlhf_ray.environments.protocol import Environment, Step
 from rlhf_ray.environments.transcript import Transcript
 from rlhf_ray.environments.turns import TurnTemplate, shortened_message
-from rlhf_ray.errors import EnvironmentFailed, EnvironmentFault
+from rlhf_ray.errors import FailureCause, GroupFailed
 from rlhf_ray.types import FinishReason, Rollout
 
 
@@ -77,7 +77,7 @@ async def play(
         seed: The environment's; the same for all samples of a draw, which begin alike.
 
     Raises:
-        EnvironmentFailed: It raised, or was late; names draw, sample and turn, and the cause.
+        GroupFailed: It raised, or was late; names draw, sample and turn, and the cause.
     """
     prompt = transcript.prompt
     where = f"draw {transcript.draw}, sample {transcript.sample}, prompt {prompt.prompt_id!r}"
@@ -86,7 +86,7 @@ async def play(
         await ask(environment.reset(prompt, seed), "reset")
         reason = await _turns(environment, sample, transcript, template, limits, ask)
     except BaseException:
-        with contextlib.suppress(EnvironmentFailed):  # it has failed before
+        with contextlib.suppress(GroupFailed):  # it has failed before
             await ask(environment.close(), "close")
         raise
     await ask(environment.close(), "close")
@@ -129,16 +129,16 @@ async def _asked(answer: Awaitable[Any], operation: str, *, where: str, timeout_
             return await answer
     # User code may raise anything; whoever waits for the group hears of it.
     except Exception as error:
-        fault, cause = _fault_of(error)
-        message = f"environment ({where}): {operation}: {cause}"
-        raise EnvironmentFailed.by(fault, message) from error
+        cause, detail = _cause_of(error)
+        message = f"environment ({where}): {operation}: {detail}"
+        raise GroupFailed.of(message, cause=cause) from error
 
 
-def _fault_of(error: Exception) -> tuple[EnvironmentFault, str]:
-    if isinstance(error, EnvironmentFailed):  # of one in another process
-        return error.fault, str(error)
-    fault: EnvironmentFault = "late" if isinstance(error, DeadlineError) else "raised"
-    return fault, f"{type(error).__name__}: {error}"
+def _cause_of(error: Exception) -> tuple[FailureCause, str]:
+    if isinstance(error, GroupFailed):  # of an environment in another process
+        return error.cause, str(error)
+    cause: FailureCause = "hung" if isinstance(error, DeadlineError) else "raised"
+    return cause, f"{type(error).__name__}: {error}"
 
 
 def _text(template: TurnTemplate, before_T: Sequence[int], ids_T: Sequence[int]) -> str:

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 from rlhf_ray.deadlines import DeadlineError, deadline
 from rlhf_ray.environments.protocol import Environment, Step
-from rlhf_ray.errors import EnvironmentFailed
+from rlhf_ray.errors import GroupFailed
 from rlhf_ray.types import Prompt
 
 logger = logging.getLogger(__name__)
@@ -37,8 +37,8 @@ class _Session:
 class Sessions:
     """Opens, asks and closes environments; for one event loop.
 
-    What the user's code raises, and what it takes too long for, is an `EnvironmentFailed` that can
-    travel to another process, whatever the error was.
+    What the user's code raises, and what it takes too long for, is a `GroupFailed` that can travel
+    to another process, whatever the error was.
     """
 
     def __init__(
@@ -74,7 +74,7 @@ class Sessions:
         Another one of the same rollout is closed: that is an attempt which was given up.
 
         Raises:
-            EnvironmentFailed: It could not be made, or its `reset` raised or was late.
+            GroupFailed: It could not be made, or its `reset` raised or was late.
         """
         now_s, rollout = self._clock(), (draw, sample)
         await self._close_all(
@@ -97,17 +97,17 @@ class Sessions:
         """What comes of a turn.
 
         Raises:
-            EnvironmentFailed: It raised, was late, gave no `Step` or messages that cannot be shown,
+            GroupFailed: It raised, was late, gave no `Step` or messages that cannot be shown,
                 or there is no such session any more.
         """
         session = self._open.get(number)
         if session is None:
-            raise EnvironmentFailed.by("died", f"session {number} is closed")
+            raise GroupFailed.of(f"session {number} is closed", cause="crashed")
         session.used_s = self._clock()
         step = await self._answer(session.environment.step(answer), "step")
         if not isinstance(step, Step):
             message = f"step must give a Step, got {type(step).__name__}"
-            raise EnvironmentFailed.by("raised", message)
+            raise GroupFailed.of(message, cause="raised")
         for message in step.messages:
             self._check(message)
         return step
@@ -116,7 +116,7 @@ class Sessions:
         """End a session; nothing where there is none of the number.
 
         Raises:
-            EnvironmentFailed: Its `close` raised or was late; it is gone all the same.
+            GroupFailed: Its `close` raised or was late; it is gone all the same.
         """
         session = self._open.pop(number, None)
         if session is not None:
@@ -130,7 +130,7 @@ class Sessions:
         for number in list(numbers):
             try:
                 await self.close(number)
-            except EnvironmentFailed as error:
+            except GroupFailed as error:
                 logger.warning("a session that nobody wants any more: %s", error)
 
     async def _answer(self, answer: Awaitable[T], operation: str) -> T:
@@ -145,25 +145,27 @@ class Sessions:
         )
         if not is_message:
             fault = f"a message must have a role and content, both strings, got {message!r:.80}"
-            raise EnvironmentFailed.by("raised", fault)
+            raise GroupFailed.of(fault, cause="raised")
         if self._roles and message["role"] not in self._roles:
-            raise EnvironmentFailed.by(
-                "raised",
+            raise GroupFailed.of(
                 f"its messages must have the role {' or '.join(self._roles)}, for which the chat "
                 f"template was checked, got {message['role']!r}: name all of them in the "
                 "environment's attribute roles, or set environment.template: append",
+                cause="raised",
             )
 
 
 @contextmanager
 def _failures(operation: str) -> Iterator[None]:
-    """What user code raises in here is an `EnvironmentFailed`; its traceback is in the log."""
+    """What user code raises in here is a `GroupFailed`; its traceback is in the log."""
     try:
         yield
     except DeadlineError as error:
-        raise EnvironmentFailed.by("late", str(error)) from error
+        raise GroupFailed.of(str(error), cause="hung") from error
+    except GroupFailed as error:  # an environment that knows the cause: a server of its own died
+        raise GroupFailed.of(f"{operation}: {error}", cause=error.cause) from error
     # It may raise anything, and SystemExit as well: a process serves many rollouts.
     except (Exception, SystemExit) as error:
         logger.warning("an environment raised in %s", operation, exc_info=error)
         cause = f"{operation}: {type(error).__name__}: {error}"
-        raise EnvironmentFailed.by("raised", cause) from error
+        raise GroupFailed.of(cause, cause="raised") from error

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import inspect
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 from rlhf_ray.deadlines import DeadlineError, deadline, in_daemon_thread
@@ -17,6 +18,37 @@ Function: TypeAlias = Callable[..., Any]
 _MOST_ERROR_CHARACTERS = 500
 
 
+class ToolError(Exception):
+    """What went wrong in a call, in words for the policy."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tool:
+    """One that a policy may call.
+
+    Attributes:
+        schema: As chat templates take it, in OpenAI's form.
+        function: Takes a call's arguments by name; may be async.
+    """
+
+    schema: dict[str, Any]
+    function: Function
+
+    @property
+    def name(self) -> str:
+        """By which it is called."""
+        return str(self.schema["function"]["name"])
+
+    @classmethod
+    def of(cls, function: Function) -> Tool:
+        """A function's, which refuses arguments of another kind than its hints.
+
+        Raises:
+            ConfigError: It has no type hints, or no docstring.
+        """
+        return cls(schema=_schema(function), function=_checked(function))
+
+
 class ToolEnvironment:
     """An environment whose world is a few functions; an answer that calls none of them is the last.
 
@@ -27,9 +59,6 @@ class ToolEnvironment:
 
     A function that has to be stopped belongs into a process (see `rlhf_ray/sandbox/`): a thread
     goes on after its deadline.
-
-    Attributes:
-        tools: JSON schemas of the functions, as chat templates take them.
     """
 
     def __init__(
@@ -51,16 +80,16 @@ class ToolEnvironment:
             ConfigError: A function has no type hints, no docstring, or another's name; or there is
                 no such parser.
         """
-        self.tools = [_schema(function) for function in functions]
-        names = [tool["function"]["name"] for tool in self.tools]
-        if len(set(names)) < len(names):
-            raise ConfigError(f"tools must have different names, got {names}")
-        checked = [_checked(function) for function in functions]
-        self._functions = dict(zip(names, checked, strict=True))
+        self._tools = by_name(map(Tool.of, functions))
         if isinstance(parser, str) and parser not in PARSERS:
             raise ConfigError(f"parser must be one of {', '.join(PARSERS)}, got {parser!r}")
         self._parser = PARSERS[parser]() if isinstance(parser, str) else parser
         self._call_timeout_s = call_timeout_s
+
+    @property
+    def tools(self) -> list[dict[str, Any]]:
+        """JSON schemas of the functions, as chat templates take them."""
+        return [tool.schema for tool in self._tools.values()]
 
     async def reset(self, prompt: Prompt, seed: int) -> None:
         """Nothing: functions have no state of a rollout, unless a subclass gives them one."""
@@ -87,10 +116,11 @@ class ToolEnvironment:
         """What the call returned or what was wrong, and whether anything was."""
         if call.fault:
             return _error(call.fault), True
-        function = self._functions.get(call.name)
-        if function is None:
-            known = ", ".join(self._functions)
+        tool = self._tools.get(call.name)
+        if tool is None:
+            known = ", ".join(self._tools)
             return _error(f"there is no tool {call.name!r}, only {known}"), True
+        function = tool.function
         try:
             async with deadline(self._call_timeout_s, actor=call.name, operation="a call"):
                 if inspect.iscoroutinefunction(function):
@@ -103,10 +133,26 @@ class ToolEnvironment:
             return _error(f"{call.name} took more than {self._call_timeout_s:g} s"), True
         except RlhfRayError:
             raise  # of this library, not of the call: a machine without a sandbox, say
+        except ToolError as error:
+            return _error(str(error)), True
         # A tool may raise anything, and the policy is told what.
         except Exception as error:
             return _error(f"{type(error).__name__}: {error}"), True
         return _written(result), False
+
+
+def by_name(tools: Iterable[Tool]) -> dict[str, Tool]:
+    """Each by its name, in their order.
+
+    Raises:
+        ConfigError: Two have the same.
+    """
+    tools = list(tools)
+    named = {tool.name: tool for tool in tools}
+    if len(named) < len(tools):
+        names = [tool.name for tool in tools]
+        raise ConfigError(f"tools must have different names, got {names}")
+    return named
 
 
 def _schema(function: Function) -> dict[str, Any]:

@@ -8,13 +8,12 @@ from statistics import fmean
 
 from rlhf_ray.config.online import OnlineConfig
 from rlhf_ray.deadlines import side_by_side
-from rlhf_ray.loops.report import failure_metrics, turn_metrics
+from rlhf_ray.loops.report import failure_metrics, length_metrics, turn_metrics
 from rlhf_ray.metrics.clock import StepClock
 from rlhf_ray.metrics.log import Table
 from rlhf_ray.roles.groups import GenerationRequest
 from rlhf_ray.roles.protocols import Roles
-from rlhf_ray.rollouts.feed import sample_all
-from rlhf_ray.rollouts.groups import Scoring
+from rlhf_ray.rollouts.groups import Sampling, Scoring, Tries
 from rlhf_ray.rollouts.seeds import sample_seeds
 from rlhf_ray.types import Prompt, Score
 
@@ -67,21 +66,21 @@ class Evaluation:
         return result
 
     async def _run(self, roles: Roles, step: int) -> EvaluationResult:
-        groups = await sample_all(roles.rollout, self.requests)
+        tries = Tries(self.row_failures)
+        groups = await Sampling(roles.rollout, tries).all(self.requests)
         if self.makes_room:
             await roles.rollout.sleep(level=1)
-        scoring = Scoring(roles.reward, self.row_failures)
+        scoring = Scoring(roles.reward, tries)
         scored = await side_by_side(scoring.score(group) for group in groups)
-        scores = [of_group.scores_G for of_group in scored]
+        scores = [of_group.scores_G for of_group in scored if of_group.scores_G]
         await roles.reward.offload()
-        shown = groups[: self.table_rows]
+        shown = [group for group in groups if group.summaries_G][: self.table_rows]
         rollouts = await roles.store.fetch(shown)
         summaries_B = [summary for group in groups for summary in group.summaries_G]
         metrics = {
             **_rewards(scores),
             **{f"eval/{name}": value for name, value in failure_metrics(scored).items()},
-            "eval/response_tokens_mean": fmean(s.num_action_tokens for s in summaries_B),
-            "eval/truncated_share": fmean(s.finish_reason == "length" for s in summaries_B),
+            **length_metrics("eval", summaries_B),
             **{f"eval/{name}": value for name, value in turn_metrics(summaries_B).items()},
         }
         table = Table(

@@ -229,8 +229,9 @@ class OnlineLoop:
 
     async def _score(self, collected: Collected) -> Scored:
         """Everything that is known of the rollouts before the update, side by side."""
-        roles, groups = self.roles, collected.groups
-        if not groups:  # dynamic sampling left all out, when they were scored
+        roles = self.roles
+        groups = [group for group in collected.groups if group.summaries_G]
+        if not groups:  # dynamic sampling left all out, when they were scored, or no try succeeded
             return Scored(sampled=await self.feed.scores(collected))
         passes: list[Awaitable[Any]] = [
             self._by_policy(groups),

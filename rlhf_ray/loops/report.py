@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from statistics import fmean, pstdev
+from typing import Literal
 
 from rlhf_ray.config.online import OnlineConfig
 from rlhf_ray.config.run import JobConfig
-from rlhf_ray.errors import FAILURE_CAUSES, TrainingStopped
+from rlhf_ray.errors import FAILURE_CAUSES, FailureCause, TrainingStopped
 from rlhf_ray.metrics.clock import StepClock
 from rlhf_ray.metrics.usage import peak_flops, update_mfu
 from rlhf_ray.roles.groups import RolloutGroup, ScoredGroup
@@ -34,8 +35,7 @@ def sample_metrics(
     num_generated = sum(s.num_action_tokens for s in summaries_B)
     return {
         **_rewards(groups, apart=apart),
-        "rollout/response_tokens_mean": num_generated / len(summaries_B),
-        "rollout/truncated_share": fmean(s.finish_reason == "length" for s in summaries_B),
+        **length_metrics("rollout", summaries_B),
         "rollout/tokens_per_s": num_generated / generated_s,
         **turn_metrics(summaries_B),
         **_parts([score for g in groups if not g.is_skipped for score in g.scores_G]),
@@ -44,14 +44,42 @@ def sample_metrics(
     }
 
 
+def length_metrics(
+    section: Literal["rollout", "eval"], summaries_B: Sequence[RolloutSummary]
+) -> dict[str, float]:
+    """Means of responses; nothing where there are none."""
+    if not summaries_B:
+        return {}
+    return {
+        f"{section}/response_tokens_mean": fmean(s.num_action_tokens for s in summaries_B),
+        f"{section}/truncated_share": fmean(s.finish_reason == "length" for s in summaries_B),
+    }
+
+
 def failure_metrics(groups: Sequence[ScoredGroup]) -> dict[str, float]:
-    """`reward/failed_*`, by cause, and `reward/skipped_groups`; nothing where nothing failed."""
-    failed = Counter(cause for scored in groups for cause in scored.failed)
+    """`failed_*`, by cause, and `skipped_groups`, of environments and of rewards.
+
+    Nothing of those at which nothing failed.
+    """
+    skipped = [scored for scored in groups if scored.is_skipped]
+    num_unsampled = sum(not scored.group.summaries_G for scored in skipped)
+    return {
+        **_failures("environment", (scored.group.failed for scored in groups), num_unsampled),
+        **_failures("reward", (scored.failed for scored in groups), len(skipped) - num_unsampled),
+    }
+
+
+def _failures(
+    section: Literal["environment", "reward"],
+    failed_P: Iterable[tuple[FailureCause, ...]],
+    num_skipped: int,
+) -> dict[str, float]:
+    failed = Counter(cause for causes in failed_P for cause in causes)
     if not failed:
         return {}
     return {
-        **{f"reward/failed_{cause}": float(failed[cause]) for cause in FAILURE_CAUSES},
-        "reward/skipped_groups": float(sum(scored.is_skipped for scored in groups)),
+        **{f"{section}/failed_{cause}": float(failed[cause]) for cause in FAILURE_CAUSES},
+        f"{section}/skipped_groups": float(num_skipped),
     }
 
 

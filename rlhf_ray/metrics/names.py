@@ -68,12 +68,13 @@ _GROUPS: Mapping[str, Mapping[str, tuple[str, str]]] = {
         ),
         "tokens_mean": ("tokens", "what the policy did not write of a rollout's response, mean"),
         "seconds_mean": ("s", "time that a rollout waited for its environment, mean"),
-        "failed_raised": (
-            "groups",
-            "groups that were sampled again as their environment raised, since the step before",
+        "failed_hung": (
+            "",
+            "tries of a group that ended as its environment did not answer in time",
         ),
-        "failed_late": ("groups", "the same, as it was late"),
-        "failed_died": ("groups", "the same, as its worker died"),
+        "failed_crashed": ("", "tries that ended with the environment's process, or its server"),
+        "failed_raised": ("", "tries at which an environment raised"),
+        "skipped_groups": ("", "groups without samples, as every try failed: they are not trained"),
     },
     "policy": {
         "loss": ("", "the policy's loss, KL and entropy terms included"),

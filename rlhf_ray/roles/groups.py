@@ -53,12 +53,19 @@ class RolloutGroup:
             is another group.
         summaries_G: Of its samples, or of those that are looked at; G then counts these.
         rollouts: Resolves to the list of all its `Rollout`s.
+        failed: Why its environment failed, once a try.
     """
 
     prompt: Prompt
     draw: int
     summaries_G: tuple[RolloutSummary, ...]
     rollouts: Ref
+    failed: tuple[FailureCause, ...] = ()
+
+    @classmethod
+    def unsampled(cls, prompt: Prompt, draw: int, failed: tuple[FailureCause, ...]) -> RolloutGroup:
+        """One without samples, as its environment failed at every try."""
+        return cls(prompt=prompt, draw=draw, summaries_G=(), rollouts=None, failed=failed)
 
     @property
     def samples_G(self) -> tuple[SampleId, ...]:
@@ -84,7 +91,7 @@ class ScoredGroup:
 
     Attributes:
         failed: Why it could not be scored, once a try.
-        is_skipped: Whether no try succeeded: no sample has a score then.
+        is_skipped: Whether no try succeeded, at sampling or at scoring it: no sample has a score.
     """
 
     group: RolloutGroup

@@ -211,7 +211,7 @@ class RolloutStore(Protocol):
     """Where rollouts lie, for those few who look at them in full."""
 
     async def fetch(self, groups: Sequence[RolloutGroup]) -> Sequence[Sequence[Rollout]]:
-        """The samples of groups.
+        """The samples of groups; of a group without any, none.
 
         Raises:
             RunError: They are lost, with the node that held them.

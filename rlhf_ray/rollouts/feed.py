@@ -18,7 +18,14 @@ from rlhf_ray.metrics.clock import StepClock
 from rlhf_ray.roles.groups import GenerationRequest, RolloutGroup, ScoredGroup
 from rlhf_ray.roles.protocols import Reward, RolloutEngine
 from rlhf_ray.rollouts.admission import Admission, StepDraws
-from rlhf_ray.rollouts.groups import Scoring, has_spread, require_finite, with_scores
+from rlhf_ray.rollouts.groups import (
+    Sampling,
+    Scoring,
+    Tries,
+    has_spread,
+    require_finite,
+    with_scores,
+)
 from rlhf_ray.rollouts.recorder import Recorder
 from rlhf_ray.rollouts.seeds import sample_seeds
 from rlhf_ray.types import Prompt
@@ -78,7 +85,9 @@ class Feed:
         """
         self.config, self.order = config, order
         self.rollout, self.reward, self.publishes = engine, reward, publishes
-        self.scoring = Scoring(reward, config.failures.row)
+        tries = Tries(config.failures.row)
+        self.sampling, self.scoring = Sampling(engine, tries), Scoring(reward, tries)
+        self._most_s = _most_s(config)
         self.recorder = recorder
         self.filters = config.algorithm.dynamic_sampling.enabled
         self.admission = Admission(
@@ -170,26 +179,12 @@ class Feed:
             self._begin_again()
             assert self._tasks, "nothing would ever change"
         if self._tasks:
-            async with deadline(self._limit_s, actor="the feed", operation="sampling and scoring"):
+            async with deadline(self._most_s, actor="the feed", operation="sampling and scoring"):
                 await self._changed.wait()
             self._changed.clear()
         if self._failure is not None and not self._tasks:
             failure, self._failure = self._failure, None
             raise failure
-
-    @property
-    def _limit_s(self) -> float:
-        """Until something changes: all that is under way has a deadline, and ends by it.
-
-        Each try of a group's scores may end with a worker that has to be started again.
-        """
-        timeouts, num_functions = self.config.timeouts, len(self.config.reward.functions)
-        # Services are asked beside each other.
-        try_s = (num_functions + 1) * timeouts.reward_s + timeouts.start_s
-        num_tries = self.config.failures.row.retries + 1
-        new_engine_s = 2 * timeouts.place_s + timeouts.start_s + timeouts.publish_s
-        num_calls = 1 + self.config.most_attempts  # the first one to be admitted
-        return num_calls * timeouts.call_s + num_tries * try_s + new_engine_s + SLACK_S
 
     def _begin_again(self) -> None:
         """What a failure has left: nobody works on it."""
@@ -237,19 +232,33 @@ class Feed:
         recorded = self._recorded(others)
         for draw in recorded:
             self._start(self._replay(draw))
-        if fresh := [draw for draw in others if draw not in recorded]:
+        left = [draw for draw in others if draw not in recorded]
+        unsampled = self._unsampled(left)
+        if fresh := [draw for draw in left if draw not in unsampled]:
             requests = [self._request(draw) for draw in fresh]
             answers = await self.rollout.generate(requests, together=not ahead)
-            for draw, answer in zip(fresh, map(asyncio.ensure_future, answers), strict=True):
-                task = self._start(self._sample(draw, answer))
+            for request, answer in zip(requests, map(asyncio.ensure_future, answers), strict=True):
+                task = self._start(self._sample(request, answer))
                 # Also where it ends before it began.
                 task.add_done_callback(partial(_cancel, answer))
-        if sampled:
-            await self._go_on(sampled)
+        self._groups |= unsampled
+        if known := [*sampled, *unsampled]:
+            await self._go_on(known)
 
-    async def _sample(self, draw: int, answer: asyncio.Future[RolloutGroup]) -> None:
-        self._groups[draw] = await answer
-        await self._go_on([draw])
+    def _unsampled(self, draws: Sequence[int]) -> dict[int, RolloutGroup]:
+        """Those whose environment failed an earlier process at every try: it is not met again."""
+        found = {}
+        for draw in draws:
+            failed = () if self.recorder is None else self.recorder.left.unsampled.get(draw, ())
+            if failed:
+                found[draw] = RolloutGroup.unsampled(self._rows[draw][0], draw, failed)
+        return found
+
+    async def _sample(
+        self, request: GenerationRequest, answer: asyncio.Future[RolloutGroup]
+    ) -> None:
+        self._groups[request.draw] = await self.sampling.group(request, answer)
+        await self._go_on([request.draw])
 
     async def _go_on(self, draws: Sequence[int]) -> None:
         """With draws that are sampled: their scores, and what follows from these."""
@@ -358,6 +367,22 @@ class Feed:
             "step %d trains %d of %d groups: in %d rounds no more had scores that differ",
             step, num_found, num_wanted, settings.max_rounds,
         )  # fmt: skip
+
+
+def _most_s(config: OnlineConfig) -> float:
+    """Until something changes: all that is under way has a deadline, and ends by it.
+
+    Each try of a group's scores may end with a worker that has to be started again.
+    """
+    timeouts, num_functions = config.timeouts, len(config.reward.functions)
+    # Services are asked beside each other.
+    try_s = (num_functions + 1) * timeouts.reward_s + timeouts.start_s
+    num_tries = config.failures.row.retries + 1
+    new_actor_s = 2 * timeouts.place_s + timeouts.start_s
+    # The first to be admitted; in an environment each may end with a worker as well.
+    num_attempts = 1 + config.most_attempts
+    sampling_s = num_attempts * (timeouts.call_s + new_actor_s) + timeouts.publish_s
+    return sampling_s + num_tries * try_s + SLACK_S
 
 
 def _cancel(answer: asyncio.Future[Any], _: Any) -> None:

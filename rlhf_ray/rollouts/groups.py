@@ -1,19 +1,28 @@
-"""The scores of a group, what of it is compared, and what of it can be trained."""
+"""A group's tries at being sampled and scored, what of it is compared, and what can be trained.
+
+A user's code may fail at a group: an environment's or a reward's. The same settings hold for both,
+and what is left out of a run for either is counted together.
+"""
 
 from __future__ import annotations
 
 import logging
 import math
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Generic, TypeVar
 
 from rlhf_ray.config.fault_tolerance import RowFailureConfig
+from rlhf_ray.deadlines import side_by_side
 from rlhf_ray.errors import FailureCause, GroupFailed, RunError
-from rlhf_ray.roles.groups import RolloutGroup, ScoredGroup
-from rlhf_ray.roles.protocols import Reward
+from rlhf_ray.roles.groups import GenerationRequest, RolloutGroup, ScoredGroup
+from rlhf_ray.roles.protocols import Reward, RolloutEngine
 from rlhf_ray.types import FinishReason, Score
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 # Groups whose share counts.
 WINDOW = 1000
@@ -21,34 +30,50 @@ WINDOW = 1000
 FEWEST = 100
 
 
-class Scoring:
-    """Asks the reward role; what a user's code fails at costs its group, not the run."""
+@dataclass(frozen=True, kw_only=True)
+class Tried(Generic[T]):
+    """What came of a group's tries.
 
-    def __init__(self, reward: Reward, config: RowFailureConfig) -> None:
-        """No group is scored."""
-        self.reward, self.config = reward, config
-        self._skipped = deque[bool](maxlen=WINDOW)
+    Attributes:
+        value: None where all failed.
+        failed: Why, once a try that failed.
+    """
 
-    async def score(self, group: RolloutGroup) -> ScoredGroup:
-        """The group with its scores, or without any once all tries failed.
+    value: T | None
+    failed: tuple[FailureCause, ...]
+
+
+class Tries:
+    """Tries of all groups of a run, or of an evaluation."""
+
+    def __init__(self, config: RowFailureConfig) -> None:
+        """No group has failed."""
+        self.config = config
+        self._left_out = deque[bool](maxlen=WINDOW)
+
+    async def of(self, ask: Callable[[], Awaitable[T]]) -> Tried[T]:
+        """Ask until it succeeds, or was tried often enough.
 
         Raises:
-            RunError: The role failed; or so did all tries, where that ends a run, or too many
+            RunError: Something else failed; or all tries did, where that ends a run, or too many
                 groups were left out.
         """
         failed: list[FailureCause] = []
         for number in range(1, self.config.retries + 2):
             try:
-                scores_G = await self.reward.score(group)
+                value = await ask()
             except GroupFailed as failure:
                 failed.append(failure.cause)
                 last = failure
                 logger.warning("%s (try %d of %d)", failure, number, self.config.retries + 1)
             else:
-                self._skipped.append(False)
-                return ScoredGroup(group=group, scores_G=scores_G, failed=tuple(failed))
+                return Tried(value=value, failed=tuple(failed))
         self._leave_out(last)
-        return ScoredGroup.skipped(group, tuple(failed))
+        return Tried(value=None, failed=tuple(failed))
+
+    def succeeded(self) -> None:
+        """Count a group that was sampled and scored."""
+        self._left_out.append(False)
 
     def _leave_out(self, failure: GroupFailed) -> None:
         """Count one more that is left out.
@@ -58,14 +83,73 @@ class Scoring:
         """
         if self.config.then == "stop":
             raise RunError(str(failure)) from failure
-        self._skipped.append(True)
-        num_skipped, num_scored = sum(self._skipped), len(self._skipped)
+        self._left_out.append(True)
+        num_left_out, num_groups = sum(self._left_out), len(self._left_out)
         share = self.config.most_skipped_share
-        if num_skipped > share * max(num_scored, FEWEST):
+        if num_left_out > share * max(num_groups, FEWEST):
             raise RunError(
-                f"{failure}; {num_skipped} of the last {num_scored} groups could not be scored, "
-                f"more than failures.row.most_skipped_share ({share:g}) lets pass"
+                f"{failure}; {num_left_out} of the last {num_groups} groups could not be sampled "
+                f"or scored, more than failures.row.most_skipped_share ({share:g}) lets pass"
             ) from failure
+
+
+class Sampling:
+    """Asks the engines; what an environment fails at costs its group, not the run."""
+
+    def __init__(self, engine: RolloutEngine, tries: Tries) -> None:
+        """Nothing is asked."""
+        self.rollout, self.tries = engine, tries
+
+    async def group(
+        self, request: GenerationRequest, first: Awaitable[RolloutGroup]
+    ) -> RolloutGroup:
+        """The request's group, or one without samples once all tries failed.
+
+        Args:
+            request: What is asked again, with the same seeds.
+            first: The first try, which is asked for already.
+
+        Raises:
+            RunError: As of tries.
+        """
+        asked = [first]
+
+        async def ask() -> RolloutGroup:
+            if not asked:
+                asked.extend(await self.rollout.generate([request], together=False))
+            return await asked.pop()
+
+        tried = await self.tries.of(ask)
+        if tried.value is None:
+            return RolloutGroup.unsampled(request.prompt, request.draw, tried.failed)
+        return replace(tried.value, failed=tried.failed) if tried.failed else tried.value
+
+    async def all(self, requests: Sequence[GenerationRequest]) -> list[RolloutGroup]:
+        """The groups of requests that are asked together; the first error ends the others."""
+        answers = await self.rollout.generate(requests)
+        return await side_by_side(map(self.group, requests, answers))
+
+
+class Scoring:
+    """Asks the reward role; what a user's code fails at costs its group, not the run."""
+
+    def __init__(self, reward: Reward, tries: Tries) -> None:
+        """Nothing is asked."""
+        self.reward, self.tries = reward, tries
+
+    async def score(self, group: RolloutGroup) -> ScoredGroup:
+        """The group with its scores, or without any once all tries failed, here or before.
+
+        Raises:
+            RunError: As of tries.
+        """
+        if not group.summaries_G:
+            return ScoredGroup.skipped(group, ())
+        tried = await self.tries.of(lambda: self.reward.score(group))
+        if tried.value is None:
+            return ScoredGroup.skipped(group, tried.failed)
+        self.tries.succeeded()
+        return ScoredGroup(group=group, scores_G=tried.value, failed=tried.failed)
 
 
 def with_scores(scored: ScoredGroup) -> ScoredGroup:

@@ -38,7 +38,7 @@ from rlhf_ray.types import Prompt
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 3
+FORMAT = 4
 
 
 @dataclass
@@ -149,6 +149,7 @@ class Journal:
         """
         places: dict[int, _Place] = {}
         skipped: dict[int, tuple[FailureCause, ...]] = {}
+        unsampled: dict[int, tuple[FailureCause, ...]] = {}
         self.end_segment()
         self._segments = {}
         for path in self._paths():
@@ -173,9 +174,12 @@ class Journal:
                     if draw >= frontier:
                         places[draw] = _Place(path, offset)
                         skipped.pop(draw, None)
-                        if values["is_skipped"]:
+                        unsampled.pop(draw, None)
+                        if values["is_skipped"] and values["summaries"]:
                             skipped[draw] = tuple(values["failed"])
-        return Replay(places, skipped)
+                        elif values["is_skipped"]:
+                            unsampled[draw] = tuple(values["unsampled"])
+        return Replay(places, skipped, unsampled)
 
     def prune(self, frontier: int) -> None:
         """Remove closed segments, written or replayed, whose every draw lies before `frontier`."""
@@ -244,15 +248,17 @@ class Replay:
     Attributes:
         skipped: Draws that nobody could score, and why. They stay, whether they are taken,
             discarded or decided anew: what hung once is not to be met at each start.
+        unsampled: The same of draws whose environment failed.
     """
 
     def __init__(
         self,
         places: dict[int, _Place],
         skipped: Mapping[int, tuple[FailureCause, ...]] | None = None,
+        unsampled: Mapping[int, tuple[FailureCause, ...]] | None = None,
     ) -> None:
         """Of draws by the places of their records."""
-        self._places, self.skipped = places, skipped or {}
+        self._places, self.skipped, self.unsampled = places, skipped or {}, unsampled or {}
 
     @property
     def draws(self) -> KeysView[int]:

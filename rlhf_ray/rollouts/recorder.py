@@ -54,13 +54,13 @@ class Recorder:
         self.left.discard(draws)
 
     def failed(self, draw: int) -> tuple[FailureCause, ...]:
-        """Why an earlier process skipped a draw, also where it is sampled again; else empty."""
+        """Why an earlier process could not score a draw, which is sampled again; else empty."""
         return self.left.skipped.get(draw, ())
 
     async def record(self, scored: ScoredGroup, *, accepted: bool) -> None:
         """Append what was decided about a group."""
         group = scored.group
-        rollouts = await self.store.fetch([group]) if accepted else [[]]
+        rollouts = await self.store.fetch([group]) if accepted and group.summaries_G else [[]]
         record = RecordedGroup(
             draw=group.draw,
             prompt_id=group.prompt.prompt_id,
@@ -68,6 +68,7 @@ class Recorder:
             scores_G=scored.scores_G,
             summaries_G=group.summaries_G,
             rollouts_G=tuple(rollouts[0]),
+            unsampled=group.failed,
             failed=scored.failed,
             is_skipped=scored.is_skipped,
         )
@@ -96,7 +97,8 @@ class Recorder:
             prompt=prompt,
             draw=draw,
             summaries_G=found.summaries_G,
-            rollouts=self.store.put(found.rollouts_G) if found.is_accepted else None,
+            rollouts=self.store.put(found.rollouts_G) if found.rollouts_G else None,
+            failed=found.unsampled,
         )
         scored = ScoredGroup(
             group=group,

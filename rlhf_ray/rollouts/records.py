@@ -39,6 +39,7 @@ class RecordedGroup:
         scores_G: One a sample, all numbers finite.
         summaries_G: One a sample.
         rollouts_G: One a sample where the group is accepted; else none.
+        unsampled: Why its environment failed, once a try; of a group without samples at every try.
         failed: Why it could not be scored, once a try.
         is_skipped: Whether no try succeeded. It has no scores then, whether its step passes over it
             or has it among the groups that are not trained.
@@ -53,6 +54,7 @@ class RecordedGroup:
     scores_G: tuple[Score, ...]
     summaries_G: tuple[RolloutSummary, ...]
     rollouts_G: tuple[Rollout, ...]
+    unsampled: tuple[FailureCause, ...] = ()
     failed: tuple[FailureCause, ...] = ()
     is_skipped: bool = False
 
@@ -87,6 +89,7 @@ def group_record(group: RecordedGroup) -> bytes:
         "draw": group.draw,
         "prompt_id": group.prompt_id,
         "is_accepted": group.is_accepted,
+        "unsampled": list(group.unsampled),
         "failed": list(group.failed),
         "is_skipped": group.is_skipped,
         "scores": [{**vars(score), "parts": dict(score.parts)} for score in group.scores_G],
@@ -128,6 +131,7 @@ def group_of(values: Mapping[str, Any], arrays: bytes, prompt: Prompt) -> Record
         draw=values["draw"],
         prompt_id=values["prompt_id"],
         is_accepted=values["is_accepted"],
+        unsampled=tuple(values["unsampled"]),
         failed=tuple(values["failed"]),
         is_skipped=values["is_skipped"],
         scores_G=tuple(Score(**score) for score in values["scores"]),

@@ -24,7 +24,7 @@ from rlhf_ray.config.placement import GroupConfig
 from rlhf_ray.config.rewards import RewardConfig
 from rlhf_ray.deadlines import side_by_side
 from rlhf_ray.roles.groups import RolloutGroup, ScoredGroup
-from rlhf_ray.rollouts.groups import Scoring
+from rlhf_ray.rollouts.groups import Scoring, Tries
 from rlhf_ray.specs import RewardSpec
 from rlhf_ray.types import Prompt, Rollout
 
@@ -92,7 +92,7 @@ class Workers:
                 restart=lambda died: self.pool.restarts.after(died, self.pool.state.roles),
             )
             role = RewardGroup(spec.reward, TIMEOUTS, model=None, workers=workers)
-            scoring = Scoring(role, config)
+            scoring = Scoring(role, Tries(config))
             return await side_by_side(scoring.score(group_of(draw)) for draw in range(num_groups))
 
         return self.runner.run(score_all())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from contextlib import suppress
 from pathlib import Path
 
 from rlhf_ray.environments.protocol import Step
@@ -47,6 +48,30 @@ class Echo:
 
     def _number(self) -> int:
         """Of this step among all, in whatever process."""
-        with Path(self.counts).open("a") as file:
-            file.write("x")
-            return file.tell()
+        return _counted(Path(self.counts))
+
+
+class Poisoned(Echo):
+    """There is one prompt in whose world nobody can be: the first that is met behind `at` others.
+
+    `folder` has the file `resets`, a byte for each, and `poisoned`, which names that prompt.
+    """
+
+    def __init__(self, folder: str, at: int) -> None:
+        super().__init__()
+        self.folder, self.at_reset = Path(folder), at
+
+    async def reset(self, prompt: Prompt, seed: int) -> None:
+        await super().reset(prompt, seed)
+        poisoned = self.folder / "poisoned"
+        if _counted(self.folder / "resets") > self.at_reset:
+            with suppress(FileExistsError), poisoned.open("x") as file:
+                file.write(prompt.prompt_id)
+        if poisoned.exists() and poisoned.read_text() == prompt.prompt_id:
+            raise KeyError("no such world")
+
+
+def _counted(file: Path) -> int:
+    with file.open("a") as counts:
+        counts.write("x")
+        return counts.tell()

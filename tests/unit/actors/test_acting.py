@@ -1,4 +1,4 @@
-"""Groups whose environment failed are sampled again; workers of no use are started again."""
+"""Workers of no use are started again, and a group is told of what is its own doing."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ import pytest
 from actors.cluster.role_handle import RoleHandle
 from actors.pool.restart import Restarts
 from actors.roles.acting import ActingEngines
-from rlhf_ray.config.fault_tolerance import ActorFailureConfig
-from rlhf_ray.errors import ActorDied, EnvironmentFailed, RunError
+from rlhf_ray.config.fault_tolerance import ActorFailureConfig, TimeoutConfig
+from rlhf_ray.errors import ActorDied, GroupFailed, RunError
 
 
 class Spec:
     """Of workers, some of which are of no use."""
 
-    runs_user_code = False
+    runs_user_code = True
 
     def __init__(self):
         self.faulty, self.num_asked = [], 0
@@ -63,80 +63,118 @@ class Pool:
         self.workers.give_way_to(self.workers.successor({}))
 
 
-def failed(fault):
-    return EnvironmentFailed.by(fault, f"it {fault}")
+class Request(str):
+    """A draw that is asked for, by its name."""
+
+    @property
+    def draw(self):
+        return str(self)
 
 
-def engines_of(pool, retries=1, **answers):
+def failed(cause):
+    return GroupFailed.of(f"it {cause}", cause=cause)
+
+
+def engines_of(pool, **answers):
     engines = Engines(**answers)
-    return engines, ActingEngines(engines, pool, pool.workers, retries=retries)
+    return engines, ActingEngines(engines, pool, pool.workers, timeouts=TimeoutConfig())
 
 
-async def test_the_group_that_failed_is_sampled_again_and_no_other():
+async def asked(acting, *draws):
+    return await acting.generate([Request(draw) for draw in draws])
+
+
+@pytest.mark.parametrize("cause", ["raised", "hung", "crashed"])
+async def test_what_an_environment_did_is_its_groups_and_no_other(cause):
     pool = Pool()
-    engines, acting = engines_of(pool, a=["A"], b=[failed("raised"), "B"])
-    answers = await acting.generate(["a", "b"])
-    assert [await answer for answer in answers] == ["A", "B"]
-    assert engines.asked == [(["a", "b"], True), (["b"], False)]
-    assert acting.take_failures() == {
-        "environment/failed_raised": 1.0,
-        "environment/failed_late": 0.0,
-        "environment/failed_died": 0.0,
-    }
-    assert not any(acting.take_failures().values())
-    assert not pool.spec.num_asked, "what raises has a worker that answers"
+    engines, acting = engines_of(pool, a=["A"], b=[failed(cause)])
+    sampled, unsampled = await asked(acting, "a", "b")
+    assert await sampled == "A"
+    with pytest.raises(GroupFailed, match=f"it {cause}") as caught:
+        await unsampled
+    assert caught.value.cause == cause
+    assert engines.asked == [(["a", "b"], True)]
+    assert pool.spec.num_asked == (cause != "raised"), "what raises has a worker that answers"
 
 
-async def test_what_fails_again_and_again_is_raised():
-    _, acting = engines_of(Pool(), a=[failed("raised"), failed("late")])
-    [answer] = await acting.generate(["a"])
-    with pytest.raises(EnvironmentFailed, match="it late"):
-        await answer
+def dying_with(pool, engines, *culprits):
+    """Have a worker be of no use behind each try of these draws, and whatever else is on it fail.
+
+    Returns:
+        The draws that are under way together, once a try.
+    """
+    under_way, seen = set(), []
+    answer = engines._answer
+
+    async def dying(request):
+        under_way.add(request)
+        try:
+            await asyncio.sleep(0.01)
+            seen.append(sorted(under_way))
+            if under_way & {*culprits}:
+                pool.spec.faulty = [0]
+                raise failed("crashed")
+            return await answer(request)
+        finally:
+            await asyncio.sleep(0)  # all of them meet the death
+            under_way.discard(request)
+
+    engines._answer = dying
+    return seen
 
 
-async def test_a_death_that_a_worker_was_replaced_for_is_none_of_the_groups_failures():
+async def test_a_workers_death_is_the_group_s_that_has_it_alone():
+    pool, names = Pool(), [f"g{number:02d}" for number in range(20)]
+    engines, acting = engines_of(pool, **{name: [name] for name in names})
+    seen = dying_with(pool, engines, "g05")
+    answers = await asyncio.gather(*await asked(acting, *names), return_exceptions=True)
+    culprit = answers.pop(5)
+    assert isinstance(culprit, GroupFailed) and culprit.cause == "crashed"
+    assert answers == names[:5] + names[6:]
+    sizes = [len(together) for together in seen]
+    assert sizes[:20] == [20] * 20, "all at once"
+    assert max(sizes[20:]) == 8 and sizes[-1] == 1, "then a few, then one by one"
+    assert pool.num_restarts == 3
+    # Asked for again it has a turn of its own at once; one that succeeds is as any other then.
+    seen.clear()
+    [again], [other] = await asked(acting, "g05"), await asked(acting, "g06")
+    engines.answers["g06"] = ["g06"]
+    with pytest.raises(GroupFailed):
+        await again
+    assert len(engines.asked[-1][0]) == 1
+    await asyncio.wait([other])
+
+
+async def test_workers_that_die_while_they_start_end_the_run():
     pool = Pool()
-    _, acting = engines_of(pool, retries=0, a=[failed("died"), "A"], b=[failed("died"), "B"])
-    pool.spec.faulty = [1]
-    answers = await acting.generate(["a", "b"])
-    assert [await answer for answer in answers] == ["A", "B"]
-    assert pool.num_restarts == 1
-
-
-async def test_a_death_of_none_of_the_workers_is_the_groups():
-    _, acting = engines_of(Pool(), a=[failed("died")] * 9)
-    [answer] = await acting.generate(["a"])
-    with pytest.raises(EnvironmentFailed, match="it died"):
-        await answer
-
-
-async def test_workers_are_started_again_so_often_and_no_more():
-    pool = Pool()
-    _, acting = engines_of(pool, a=[failed("died")] * 9)
+    _, acting = engines_of(pool, a=[failed("crashed")] * 9)
 
     async def restart(role, ranks=None):
         pool.num_restarts += 1
-        pool.workers.give_way_to(pool.workers.successor({}))
+        died = ActorDied.of("it died", role="environment", index=0, operation="load", age_s=0.0)
+        raise died
 
     pool.restarts._restart = restart
     pool.spec.faulty = [0]
-    [answer] = await acting.generate(["a"])
-    with pytest.raises(ActorDied, match=r"environment/0 is dead, or .*started again 2 times"):
+    [answer] = await asked(acting, "a")
+    with pytest.raises(ActorDied, match=r"it died .*started again 2 times"):
         await answer
-    assert pool.num_restarts == 2
+    assert pool.num_restarts == 3
 
 
 async def test_other_failures_are_not_repeated():
     _, acting = engines_of(Pool(), a=[RunError("its engine died"), "A"])
-    [answer] = await acting.generate(["a"])
+    [answer] = await asked(acting, "a")
     with pytest.raises(RunError, match="its engine died"):
         await answer
 
 
 @pytest.mark.parametrize("before", [True, False])
 async def test_whoever_cancels_ends_the_groups_requests(before):
-    engines, acting = engines_of(Pool(), a=[failed("raised"), "waits"])
-    [answer] = await acting.generate(["a"])
+    pool = Pool()
+    engines, acting = engines_of(pool, a=[failed("crashed"), "waits"])
+    pool.spec.faulty = [0]
+    [answer] = await asked(acting, "a")
     if not before:
         while len(engines.asked) < 2:
             await asyncio.sleep(0)

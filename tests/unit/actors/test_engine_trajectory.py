@@ -15,7 +15,7 @@ from actors.engines.samples import Ending
 from actors.engines.trajectory import ActingEngine
 from rlhf_ray.environments.play import Limits
 from rlhf_ray.environments.protocol import Step
-from rlhf_ray.errors import EnvironmentFailed, RunError
+from rlhf_ray.errors import GroupFailed, RunError
 from rlhf_ray.roles.groups import GenerationRequest
 from rlhf_ray.rollouts.seeds import environment_seed, sample_seeds, turn_seed
 
@@ -147,23 +147,23 @@ async def test_no_turn_begins_amid_an_exchange_of_weights(replica):
 
 
 @pytest.mark.parametrize(
-    ("given", "fault", "words"),
+    ("given", "cause", "words"),
     [
-        (EnvironmentFailed.by("late", "step: no answer"), "late", "turn 1: step: no answer"),
-        (RayActorError(), "died", "turn 1: its worker died"),
+        (GroupFailed.of("step: no answer", cause="hung"), "hung", "turn 1: step: no answer"),
+        (RayActorError(), "crashed", "turn 1: its worker died"),
     ],
 )
-async def test_a_failure_ends_the_group_and_names_the_rollout(given, fault, words, replica):
-    if fault == "late":  # as it comes from another process
+async def test_a_failure_ends_the_group_and_names_the_rollout(given, cause, words, replica):
+    if cause == "hung":  # as it comes from another process
         given = RayTaskError("step", "trace", given)
     workers = [Worker(given), Worker(Step(messages=(SAID,)))]
     await admit(replica, workers, request(0, 2))
     replica.engine.answer("p/2")
     await until_asked(replica, "p/3")
     replica.engine.answer("p/1")
-    with pytest.raises(EnvironmentFailed, match=f"draw 0, sample 0, .*{words}") as caught:
+    with pytest.raises(GroupFailed, match=f"draw 0, sample 0, .*{words}") as caught:
         await replica.finished(0)
-    assert caught.value.fault == fault
+    assert caught.value.cause == cause
     assert replica.engine.called("abort") == ["abort p/3"] and not replica.running
     assert [call[0] for call in workers[1].calls] == ["open", "step", "close"]
 
@@ -184,7 +184,7 @@ async def test_an_engine_that_dies_is_no_failure_of_the_environment(replica):
     replica.engine.errored = True
     with pytest.raises(RunError, match="its engine died") as caught:
         await replica.finished(7)
-    assert not isinstance(caught.value, EnvironmentFailed)
+    assert not isinstance(caught.value, GroupFailed)
 
 
 async def test_an_environment_that_was_never_opened_is_not_closed():

@@ -12,7 +12,7 @@ from actors.roles.acting import SLACK_S, acting_of
 from actors.roles.start import role_specs
 from rlhf_ray.config.environment import EnvironmentConfig
 from rlhf_ray.config.online import GrpoConfig
-from rlhf_ray.errors import ActorDied, ConfigError, EnvironmentFailed
+from rlhf_ray.errors import ActorDied, ConfigError, GroupFailed
 from rlhf_ray.specs import EnvironmentSpec
 from rlhf_ray.types import Prompt
 
@@ -56,7 +56,7 @@ async def test_sessions_go_on_where_the_same_is_loaded_again(worker, spec):
     await worker.load(spec())  # another worker was started again
     assert (await worker.step(number, "a")).messages[0]["content"] == "a!"
     await worker.load(spec(max_turns=3))
-    with pytest.raises(EnvironmentFailed, match="is closed"):
+    with pytest.raises(GroupFailed, match="is closed"):
         await worker.step(number, "a")
 
 
@@ -73,7 +73,7 @@ async def test_the_next_job_has_the_users_code_read_anew(worker, spec):
 async def test_messages_must_have_the_roles_that_the_template_was_checked_for(worker, spec):
     await worker.load(spec(role="tool"))
     number = await worker.open(0, 0, PROMPT, 7)
-    with pytest.raises(EnvironmentFailed, match=r"must have the role user, .* got 'tool'"):
+    with pytest.raises(GroupFailed, match=r"must have the role user, .* got 'tool'"):
         await worker.step(number, "a")
     await worker.load(spec(role="tool", template="append"))
     number = await worker.open(0, 0, PROMPT, 7)

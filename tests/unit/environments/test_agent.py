@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import sys
 
@@ -16,7 +17,7 @@ from rlhf_ray.environments.agent import Agent
 from rlhf_ray.environments.endpoint import Endpoint
 from rlhf_ray.environments.play import Limits, play
 from rlhf_ray.environments.transcript import Transcript
-from rlhf_ray.errors import ConfigError, EnvironmentFailed
+from rlhf_ray.errors import ConfigError, GroupFailed
 
 TEMPLATE = acting.of_tokenizer(acting.byte_tokenizer(acting.CHATML), ["<|im_end|>"])
 [END] = TEMPLATE.end_ids
@@ -122,14 +123,14 @@ assert "tool_calls" not in ask([*chat, choice["message"], answer])["message"]
 )
 async def test_what_it_does_wrong_fails_the_rollout(script, words, agent):
     made = agent(script)
-    with pytest.raises(EnvironmentFailed, match=words) as caught:
+    with pytest.raises(GroupFailed, match=words) as caught:
         await rollout_of(made, tokens("a"), tokens("b"))
-    assert caught.value.fault == "raised"
+    assert caught.value.cause == "raised"
     assert made._process.returncode is not None
 
 
 async def test_one_that_does_nothing_is_late(agent):
-    with pytest.raises(EnvironmentFailed, match="its next request: no answer from the agent"):
+    with pytest.raises(GroupFailed, match="its next request: no answer from the agent"):
         await rollout_of(agent("import time; time.sleep(60)", timeout_s=0.5), tokens("a"))
 
 
@@ -144,7 +145,8 @@ async def test_nothing_of_it_is_left_behind(agent, tmp_path):
     await made.reset(PROMPT, 0)
     await made.close()
     for pid in map(int, pids.read_text().split()):
-        assert not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+        while psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:
+            await asyncio.sleep(0.05)  # it is killed, and perhaps not gone so far
 
 
 async def test_an_endpoint_says_what_it_cannot_do():
@@ -159,9 +161,6 @@ async def test_an_endpoint_says_what_it_cannot_do():
 
         async with client.get(f"{session.url}/models") as answer:
             assert (await answer.json())["data"][0]["id"] == "policy"
-        assert await post(session.url, {"messages": asks, "stream": True}) == (
-            400, "answers are not streamed: leave out stream",
-        )  # fmt: skip
         assert (await post(session.url, {"messages": asks, "n": 2}))[1] == "n must be 1, got 2"
         assert (await post(session.url, {"messages": ["x"]}))[0] == 400
         assert (await post(session.url, [1]))[0] == 400
@@ -172,6 +171,29 @@ async def test_an_endpoint_says_what_it_cannot_do():
         assert (await post(session.url, {"messages": asks}))[0] == 409
         endpoint.forget(session)
         assert await waiting == (410, "this session is over")
+    await endpoint.close()
+
+
+async def test_a_stream_has_the_answer_as_one_event():
+    endpoint = Endpoint()
+    session = await endpoint.open()
+    call = {"id": "c", "type": "function", "function": {"name": "add", "arguments": "{}"}}
+    async with aiohttp.ClientSession() as client:
+        body = {"messages": [{"role": "user", "content": "?"}], "stream": True}
+        asking = asyncio.ensure_future(client.post(f"{session.url}/chat/completions", json=body))
+        await session.next_request(20.0)
+        session.answer({"role": "assistant", "content": "so", "tool_calls": [call]})
+        answer = await asking
+        assert answer.content_type == "text/event-stream"
+        first, done = (await answer.text()).strip().split("\n\n")
+    assert done == "data: [DONE]"
+    chunk = json.loads(first.removeprefix("data: "))
+    assert chunk["object"] == "chat.completion.chunk"
+    [choice] = chunk["choices"]
+    assert choice["finish_reason"] == "tool_calls"
+    assert choice["delta"] == {
+        "role": "assistant", "content": "so", "tool_calls": [{"index": 0, **call}],
+    }  # fmt: skip
     await endpoint.close()
 
 

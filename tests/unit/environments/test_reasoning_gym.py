@@ -121,7 +121,7 @@ def test_an_environment_is_a_task_by_its_name():
     )
     made = environment_maker(config)()
     assert (made.task, made.attempts) == ("chain_sum", 3)
-    with pytest.raises(ValueError, match="either a path or a task"):
+    with pytest.raises(ValueError, match="has one of path, reasoning_gym"):
         EnvironmentConfig(reasoning_gym="chain_sum", path="a:b")
 
 

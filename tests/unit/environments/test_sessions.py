@@ -9,7 +9,7 @@ import pytest
 
 from rlhf_ray.environments.protocol import Step, message_roles
 from rlhf_ray.environments.sessions import Sessions
-from rlhf_ray.errors import ConfigError, EnvironmentFailed
+from rlhf_ray.errors import ConfigError, GroupFailed
 from rlhf_ray.types import Prompt
 
 PROMPT = Prompt(prompt_id="p", token_ids_T=(1,), text="?")
@@ -88,26 +88,26 @@ async def test_an_attempt_that_was_given_up_is_closed_and_so_is_what_nobody_asks
     other = await sessions.open(4, 0, PROMPT, 7)
     again = await sessions.open(3, 0, PROMPT, 7)
     assert [world.num_closed for world in worlds] == [1, 0, 0]
-    with pytest.raises(EnvironmentFailed, match=f"session {first} is closed") as caught:
+    with pytest.raises(GroupFailed, match=f"session {first} is closed") as caught:
         await sessions.step(first, "a")
-    assert caught.value.fault == "died"
+    assert caught.value.cause == "crashed"
     clock[0] = 90.0
     await sessions.step(other, "a")
     clock[0] = 110.0
     await sessions.open(5, 0, PROMPT, 7)
     assert [world.num_closed for world in worlds] == [1, 0, 1, 0]
-    with pytest.raises(EnvironmentFailed, match="is closed"):
+    with pytest.raises(GroupFailed, match="is closed"):
         await sessions.step(again, "a")
 
 
 @pytest.mark.parametrize(
-    ("given", "fault", "words"),
+    ("given", "cause", "words"),
     [
         (KeyError("x"), "raised", "step: KeyError: 'x'"),
         (SystemExit(3), "raised", "step: SystemExit: 3"),
         (Unpicklable("odd"), "raised", "step: Unpicklable: odd"),
         (TimeoutError("theirs"), "raised", "step: TimeoutError: theirs"),
-        ("hang", "late", r"step: no answer from the environment after 0 s \(deadline 0.05 s\)"),
+        ("hang", "hung", r"step: no answer from the environment after 0 s \(deadline 0.05 s\)"),
         ({"reward": 1}, "raised", "step must give a Step, got dict"),
         (Step(messages=({"content": "x"},)), "raised", "must have a role and content"),
         (Step(messages=({"role": "user", "content": 4},)), "raised", "both strings"),
@@ -119,13 +119,13 @@ async def test_an_attempt_that_was_given_up_is_closed_and_so_is_what_nobody_asks
     ],
     ids=str,
 )
-async def test_what_goes_wrong_is_a_failure_with_a_cause(given, fault, words, opened):
+async def test_what_goes_wrong_is_a_failure_with_a_cause(given, cause, words, opened):
     sessions, _ = opened(given, roles=("user",))
     number = await sessions.open(3, 0, PROMPT, 7)
-    with pytest.raises(EnvironmentFailed, match=words) as caught:
+    with pytest.raises(GroupFailed, match=words) as caught:
         await sessions.step(number, "a")
     there = pickle.loads(pickle.dumps(caught.value))
-    assert (there.fault, str(there)) == (fault, str(caught.value))
+    assert (there.cause, str(there)) == (cause, str(caught.value))
     await sessions.close(number)
 
 
@@ -136,18 +136,18 @@ async def test_what_cannot_begin_leaves_nothing(opened, monkeypatch):
         raise OSError("no room")
 
     monkeypatch.setattr(World, "reset", reset)
-    with pytest.raises(EnvironmentFailed, match="reset: OSError: no room"):
+    with pytest.raises(GroupFailed, match="reset: OSError: no room"):
         await sessions.open(3, 0, PROMPT, 7)
     assert not len(sessions) and worlds[0].num_closed == 1
     sessions = Sessions(lambda: 1 / 0, roles=(), timeout_s=1.0, idle_s=1.0)
-    with pytest.raises(EnvironmentFailed, match="its beginning: ZeroDivisionError"):
+    with pytest.raises(GroupFailed, match="its beginning: ZeroDivisionError"):
         await sessions.open(3, 0, PROMPT, 7)
 
 
 async def test_an_end_that_fails_is_told_to_whoever_asks_for_it_alone(opened):
     sessions, worlds = opened("fails at its end")
     number = await sessions.open(3, 0, PROMPT, 7)
-    with pytest.raises(EnvironmentFailed, match="close: OSError: no"):
+    with pytest.raises(GroupFailed, match="close: OSError: no"):
         await sessions.close(number)
     await sessions.open(3, 0, PROMPT, 7)
     await sessions.open(3, 0, PROMPT, 7)

@@ -12,7 +12,7 @@ from rlhf_ray.data.chat.borders import written_tokens
 from rlhf_ray.environments.play import Limits, play
 from rlhf_ray.environments.protocol import Step
 from rlhf_ray.environments.transcript import Transcript
-from rlhf_ray.errors import EnvironmentFailed
+from rlhf_ray.errors import GroupFailed
 from rlhf_ray.types import Prompt
 
 TEMPLATES = {family: acting.turn_template(family) for family in acting.FAMILIES}
@@ -189,7 +189,7 @@ async def test_an_environment_that_fails_is_named_and_closed(step, cause):
     transcript = Transcript(
         prompt=acting.prompt_of(template, ASKS), draw=5, sample=2, max_new_tokens=9, max_tokens=999
     )
-    with pytest.raises(EnvironmentFailed) as failed:
+    with pytest.raises(GroupFailed) as failed:
         engine = acting.Engine([end], template.end_ids)
         await play(environment, engine.sample, transcript, template, LIMITS, seed=0)
     assert str(failed.value) == f"environment (draw 5, sample 2, prompt 'p'): turn 1: {cause}"

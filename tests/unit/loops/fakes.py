@@ -92,7 +92,7 @@ def groups_of(rollouts: Sequence[Rollout]) -> list[RolloutGroup]:
 
 def resolve(groups: Sequence[RolloutGroup]) -> list[Rollout]:
     """The samples of groups in order, as the actors would look them up."""
-    found = {(r.draw, r.sample): r for group in groups for r in group.rollouts}
+    found = {(r.draw, r.sample): r for group in groups for r in group.rollouts or ()}
     return [found[sample] for group in groups for sample in group.samples_G]
 
 

@@ -203,21 +203,30 @@ async def test_a_killed_run_goes_on_with_what_was_decided(tmp_path, max_stalenes
 
 
 class PoisonedCompany(TimedCompany):
-    """Its rewards fail at some prompts, whenever they are asked.
+    """Its rewards or its environments fail at some prompts, whenever they are asked.
 
     Attributes:
+        section: `reward` or `environment`.
         tries: The draws at which they failed, in order.
     """
 
-    def __init__(self, *arguments, tries, **keywords):
+    def __init__(self, *arguments, section, tries, **keywords):
         super().__init__(*arguments, **keywords)
-        self.tries = tries
+        self.section, self.tries = section, tries
+
+    def meet(self, section, group):
+        if section == self.section and group.prompt.prompt_id in {"p2", "p5"}:
+            self.tries.append(group.draw)
+            raise GroupFailed.of("it hangs", cause="hung")
+
+    async def late(self, answer):
+        group = await super().late(answer)
+        self.meet("environment", group)
+        return group
 
     async def score(self, group):
         await self.wait()
-        if group.prompt.prompt_id in {"p2", "p5"}:
-            self.tries.append(group.draw)
-            raise GroupFailed.of("it hangs", cause="hung")
+        self.meet("reward", group)
         return await super().score(group)
 
 
@@ -226,19 +235,20 @@ PATIENT = {"row": {"retries": 1, "most_skipped_share": 1.0}}
 
 @pytest.mark.parametrize("dynamic", [{}, DYNAMIC], ids=["plain", "dynamic"])
 @pytest.mark.parametrize("max_staleness", [0, 2])
-async def test_a_draw_that_was_skipped_is_not_met_again(tmp_path, max_staleness, dynamic):
+@pytest.mark.parametrize("section", ["reward", "environment"])
+async def test_a_draw_that_was_skipped_is_not_met_again(tmp_path, section, max_staleness, dynamic):
     """Killed anywhere, a run trains what the undisturbed one does, and tries no draw anew."""
     dice, tries = random.Random(1), []
     config = config_of(tmp_path / "u", max_staleness, dynamic, failures=PATIENT)
     told = FakeSink()
-    company = PoisonedCompany(config, some_alike, delays=dice, tries=tries)
+    company = PoisonedCompany(config, some_alike, delays=dice, section=section, tries=tries)
     undisturbed = await run(config, company, told)
     poisoned = sorted({*tries})
     assert len(poisoned) > 3
     assert all(tries.count(draw) == 2 for draw in poisoned)
     assert not {draw for step in company.trained for draw, _ in step} & {*poisoned}
     for name, number in (("skipped_groups", 1), ("failed_hung", 2), ("failed_crashed", 0)):
-        values = [metrics.get(f"reward/{name}", 0.0) for metrics in told.steps.values()]
+        values = [metrics.get(f"{section}/{name}", 0.0) for metrics in told.steps.values()]
         assert sum(values) == number * len(poisoned)
     for number in range(6):
         config = config_of(tmp_path / f"{number}", max_staleness, dynamic, failures=PATIENT)
@@ -246,11 +256,14 @@ async def test_a_draw_that_was_skipped_is_not_met_again(tmp_path, max_staleness,
         while not is_over:
             tries.clear()
             kill_at = dice.randrange(1, 140)
-            company = PoisonedCompany(config, some_alike, delays=dice, kill_at=kill_at, tries=tries)
+            company = PoisonedCompany(
+                config, some_alike, delays=dice, kill_at=kill_at, section=section, tries=tries
+            )
             loop = loop_of(config, company)
             checkpoint = loop.keeper.store.latest()
             frontier = checkpoint.state["order"]["position"] if checkpoint else 0
-            known = {*loop.journal.replay(frontier).skipped}
+            replay = loop.journal.replay(frontier)
+            known = {*(replay.skipped if section == "reward" else replay.unsampled)}
             try:
                 await loop.run(checkpoint)
                 is_over = True

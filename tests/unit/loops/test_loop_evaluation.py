@@ -105,6 +105,29 @@ async def test_held_out_prompts_that_cannot_be_scored_are_counted_and_left_out()
     assert [row[2] for row in result.table.rows] == [None, 0.5, None, 0.5]
 
 
+async def test_held_out_prompts_whose_environment_fails_are_counted_and_left_out():
+    class Failing(Company):
+        async def generate(self, requests, *, together=True):
+            answers = await super().generate(requests, together=together)
+            return [self.acted(answer) for answer in answers]
+
+        async def acted(self, answer):
+            group = await answer
+            if group.prompt.prompt_id in {"p0", "p2"}:
+                raise GroupFailed.of("a user's code", cause="hung")
+            return group
+
+    company, _ = await evaluated(sections={"failures": {"row": {"retries": 1}}})
+    failing = Failing(company.config, lambda prompt, sample: 0.5)
+    result = await Evaluation(company.config, make_prompts(4)).run(failing.roles(), 0)
+    metrics = result.metrics
+    assert (metrics["eval/reward_mean"], metrics["eval/unscored"]) == (0.5, 0)
+    assert metrics["eval/environment/skipped_groups"] == 2
+    assert metrics["eval/environment/failed_hung"] == 4
+    assert "eval/reward/skipped_groups" not in metrics
+    assert [row[2] for row in result.table.rows] == [0.5, 0.5]
+
+
 def test_greedy_samples_would_all_be_the_same():
     with pytest.raises(ValidationError, match="temperature must be above 0"):
         EvalConfig(samples_per_prompt=2)

@@ -138,12 +138,30 @@ def bad_reward(company, *bad):
     company.score = scored
 
 
+def bad_environment(company, *bad):
+    """Fails at these prompts, always."""
+    generate = company.generate
+
+    async def answered(answer):
+        group = await answer
+        if group.prompt.prompt_id in bad:
+            raise GroupFailed.of(f"{group.prompt.prompt_id} crashes it", cause="crashed")
+        return group
+
+    async def generated(requests, *, together=True):
+        return [answered(answer) for answer in await generate(requests, together=together)]
+
+    company.generate = generated
+
+
 SKIPS = {"failures": {"row": {"retries": 0}}}
+BAD = pytest.mark.parametrize("bad", [bad_reward, bad_environment], ids=["reward", "environment"])
 
 
-async def test_a_group_without_scores_keeps_its_place_in_the_step(tmp_path):
+@BAD
+async def test_a_group_without_scores_keeps_its_place_in_the_step(tmp_path, bad):
     feed, company, order = feed_on(tmp_path, by_sample, settings=SKIPS)
-    bad_reward(company, "p1")
+    bad(company, "p1")
     collected = await feed.take(1, StepClock())
     scored = await feed.scores(collected)
     assert [group.group.draw for group in scored if group.is_skipped] == [1]
@@ -151,20 +169,22 @@ async def test_a_group_without_scores_keeps_its_place_in_the_step(tmp_path):
     assert order.position == 4
 
 
-async def test_a_group_without_scores_is_replaced_where_groups_are_filtered(tmp_path):
+@BAD
+async def test_a_group_without_scores_is_replaced_where_groups_are_filtered(tmp_path, bad):
     feed, company, _ = feed_on(tmp_path, by_sample, settings=SKIPS, **DYNAMIC)
-    bad_reward(company, "p1", "p4")
+    bad(company, "p1", "p4")
     collected = await feed.take(1, StepClock())
     assert [group.draw for group in collected.groups] == [0, 2, 3, 5]
     scored = await feed.scores(collected)
     assert [group.group.draw for group in scored if group.is_skipped] == [1, 4]
 
 
+@BAD
 @pytest.mark.parametrize("algorithm", [{}, DYNAMIC], ids=["plain", "dynamic"])
-async def test_too_many_groups_without_scores_end_the_run(tmp_path, algorithm):
+async def test_too_many_groups_without_scores_end_the_run(tmp_path, algorithm, bad):
     feed, company, _ = feed_on(tmp_path, by_sample, settings=SKIPS, **algorithm)
-    bad_reward(company, "p0", "p2", "p3")
-    with pytest.raises(RunError, match=r"crashes it; 3 of the last \d groups could not be scored"):
+    bad(company, "p0", "p2", "p3")
+    with pytest.raises(RunError, match=r"crashes it; 3 of the last \d groups could not be sampled"):
         await feed.scores(await feed.take(1, StepClock()))
 
 
@@ -326,15 +346,19 @@ class Unsteady(Company):
             await asyncio.sleep(0)
         if self.dice.random() < 0.1:
             raise RunError("a group was lost")
+        self.fail(("environment", group.draw))
         return group
+
+    def fail(self, at):
+        """Never thrice at one of a group's kinds of code."""
+        if len(self.failed_at[at]) < 2 and self.dice.random() < 0.3:
+            self.failed_at[at].append(cause := self.dice.choice(FAILURE_CAUSES))
+            raise GroupFailed.of("a user's code", cause=cause)
 
     async def score(self, group):
         if self.config.algorithm.dynamic_sampling.enabled:
             await self.trip()
-        # It never fails thrice at a group.
-        if len(self.failed_at[group.draw]) < 2 and self.dice.random() < 0.3:
-            self.failed_at[group.draw].append(cause := self.dice.choice(FAILURE_CAUSES))
-            raise GroupFailed.of("a user's code", cause=cause)
+        self.fail(("reward", group.draw))
         return await super().score(group)
 
 

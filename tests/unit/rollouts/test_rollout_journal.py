@@ -147,6 +147,7 @@ def groups(draw):
             )
         )
     is_skipped = draw(st.booleans())
+    causes = st.lists(st.sampled_from(FAILURE_CAUSES), max_size=3)
     score = st.builds(
         Score,
         total=st.none() if is_skipped else st.none() | floats,
@@ -160,7 +161,8 @@ def groups(draw):
         scores_G=tuple(draw(score) for _ in range(num_samples)),
         summaries_G=tuple(summaries),
         rollouts_G=tuple(rollouts) if is_accepted else (),
-        failed=tuple(draw(st.lists(st.sampled_from(FAILURE_CAUSES), max_size=3))),
+        unsampled=tuple(draw(causes)),
+        failed=tuple(draw(causes)),
         is_skipped=is_skipped,
     )
 
@@ -219,11 +221,11 @@ def test_fields_are_those_of_the_format():
         for kind in (RecordedGroup, Rollout, RolloutSummary, Score, Turn)
     }
     assert (FORMAT, recorded) == (
-        3,
+        4,
         {
             "RecordedGroup": [
                 "draw", "failed", "is_accepted", "is_skipped", "prompt_id", "rollouts_G",
-                "scores_G", "summaries_G",
+                "scores_G", "summaries_G", "unsampled",
             ],
             "Rollout": [
                 "action_mask_T", "draw", "finish_reason", "logprobs_T", "messages", "prompt",
@@ -504,6 +506,22 @@ def test_what_was_skipped_is_known_also_where_it_is_sampled_again(tmp_path):
     assert Journal(tmp_path, identity=IDENTITY).replay(0).skipped == {2: ()}, "the last record"
 
 
+def unsampled_of(draw, *causes):
+    nothing = {"scores_G": (), "summaries_G": (), "rollouts_G": ()}
+    return dataclasses.replace(group_of(draw), **nothing, unsampled=causes, is_skipped=True)
+
+
+def test_what_no_environment_could_be_played_for_is_known_by_itself(tmp_path):
+    hung = dataclasses.replace(group_of(3), unsampled=("hung",))
+    write(tmp_path, unsampled_of(1, "raised", "hung"), skipped_of(2, "crashed"), hung)
+    replay = Journal(tmp_path, identity=IDENTITY).replay(0)
+    assert replay.unsampled == {1: ("raised", "hung")}, "3 was sampled at last"
+    assert replay.skipped == {2: ("crashed",)}
+    found = replay.take(1, prompt_of(1))
+    assert (found.summaries_G, found.unsampled, found.is_skipped) == ((), ("raised", "hung"), True)
+    assert replay.take(3, prompt_of(3)).unsampled == ("hung",)
+
+
 def test_a_draw_of_another_prompt_is_an_error_and_stays(tmp_path):
     write(tmp_path, group_of(3))
     replay = Journal(tmp_path, identity=IDENTITY).replay(0)
@@ -544,8 +562,8 @@ def test_what_json_makes_of_an_identity_is_the_same_identity(tmp_path):
 
 def test_files_of_another_format_are_refused(tmp_path, monkeypatch):
     write(tmp_path, group_of(0))
-    monkeypatch.setattr(journal_module, "FORMAT", 4)
-    with pytest.raises(ConfigError, match=r"cannot be replayed: the file's format was 3, is 4$"):
+    monkeypatch.setattr(journal_module, "FORMAT", 5)
+    with pytest.raises(ConfigError, match=r"cannot be replayed: the file's format was 4, is 5$"):
         Journal(tmp_path, identity=IDENTITY).replay(0)
 
 
