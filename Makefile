@@ -71,7 +71,7 @@ $(TRL)/.installed:
 	touch $@
 
 # The environment is the GPU machine's own: .venv where there is one, else whatever is active.
-gpu-check: ## try every GPU path on this machine's cards, in ten minutes at most
+gpu-check: ## try every GPU path on this machine's cards, in a quarter of an hour
 	$(or $(wildcard $(BIN)/python),python) -m benchmarks.gpu_check $(CHECK_ARGS)
 
 lock: $(STAMP) ## write requirements/cpu.lock from what .venv holds now

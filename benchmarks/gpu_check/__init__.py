@@ -1,4 +1,4 @@
-"""Does it all work on this machine's GPUs? `make gpu-check`, at most ten minutes.
+"""Does it all work on this machine's GPUs? `make gpu-check`, a quarter of an hour at most.
 
     python -m benchmarks.gpu_check                     # every check that the cards allow
     python -m benchmarks.gpu_check --only kernels ipc  # some of them

@@ -22,7 +22,7 @@ from benchmarks.gpu_check.report import line_of, show_failures, table_of, write_
 from benchmarks.gpu_check.runner import Runner
 from launch.run.signals import interrupt_when_stopped
 
-TOTAL_S = 600.0
+TOTAL_S = 900.0
 WIDTH = 120  # of what goes to a file
 INTERRUPTED = 130
 

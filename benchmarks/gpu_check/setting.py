@@ -21,11 +21,13 @@ class Setting:
     Attributes:
         cards: That the process sees, as `cuda:0` and on; none in a rehearsal.
         folder: For what a check writes.
+        tell: Called with events, for whoever watches the process.
     """
 
     scale: Scale
     cards: tuple[Card, ...]
     folder: Path
+    tell: Callable[..., None] = lambda **event: None
     _open: dict[Any, Any] = field(default_factory=dict)
     _stack: ExitStack = field(default_factory=ExitStack)
 
@@ -37,7 +39,11 @@ class Setting:
         """
         if opener not in self._open:
             self._open[opener] = None
-            self._open[opener] = self._stack.enter_context(opener(self))
+            self.tell(event="opening")
+            try:
+                self._open[opener] = self._stack.enter_context(opener(self))
+            finally:
+                self.tell(event="opened")
         opened: Shared | None = self._open[opener]
         if opened is None:
             raise RuntimeError(f"{opener.__name__} failed for an earlier check of this process")

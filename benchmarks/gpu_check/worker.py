@@ -23,17 +23,18 @@ from benchmarks.gpu_check.setting import Setting
 
 def main(folder: Path) -> None:
     work = json.loads((folder / "work.json").read_text())
-    setting = Setting(
-        scale=SCALES[work["scale"]],
-        cards=tuple(Card(**card) for card in work["cards"]),
-        folder=folder,
-    )
     with (folder / "events.jsonl").open("a") as events:
 
         def tell(**event: Any) -> None:
             events.write(json.dumps(event) + "\n")
             events.flush()
 
+        setting = Setting(
+            scale=SCALES[work["scale"]],
+            cards=tuple(Card(**card) for card in work["cards"]),
+            folder=folder,
+            tell=tell,
+        )
         for fields in work["checks"]:
             _run(Check(**fields), setting, tell)
         tell(event="closing")

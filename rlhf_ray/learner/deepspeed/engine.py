@@ -243,8 +243,8 @@ class ZeroEngine:
 def _take_apart(engine: Any) -> None:
     """End an engine, and leave none of its parts a way to the others.
 
-    Under ZeRO-3 they refer to each other by way of autograd, where Python's collector does not look:
-    weights, gradients and states of a model that nobody has any more would stay for good.
+    Under ZeRO-3 they refer to each other by way of autograd, where Python's collector does not
+    look: weights, gradients and states of a model that nobody has any more would stay for good.
     """
     engine.destroy()
     optimizers = (engine.optimizer, getattr(engine, "basic_optimizer", None))

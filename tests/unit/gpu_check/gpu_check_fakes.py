@@ -82,6 +82,23 @@ def unopenable(setting: Setting) -> Iterator[Path]:
     yield setting.folder
 
 
+@contextmanager
+def opened_slowly(setting: Setting) -> Iterator[Path]:
+    time.sleep(2.0)
+    yield setting.folder
+
+
+def shares_what_is_slow(setting: Setting) -> Iterator[Measurement]:
+    setting.shared(opened_slowly)
+    yield Measurement(name="shared", value=1.0)
+
+
+def hangs_behind_what_is_slow(setting: Setting) -> Iterator[Measurement]:
+    setting.shared(opened_slowly)
+    time.sleep(600)
+    yield Measurement(name="shared", value=1.0)
+
+
 def shares(setting: Setting) -> Iterator[Measurement]:
     assert setting.shared(opened) == setting.folder
     yield Measurement(name="shared", value=1.0)

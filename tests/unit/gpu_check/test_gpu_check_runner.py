@@ -15,6 +15,7 @@ import pytest
 from gpu_check_fakes import check
 
 from benchmarks.gpu_check import __main__ as command
+from benchmarks.gpu_check import process
 from benchmarks.gpu_check.machine import Card, Machine, parse_cards, visible
 from benchmarks.gpu_check.records import Measurement, Outcome
 from benchmarks.gpu_check.report import limit_of, line_of, value_of
@@ -68,6 +69,22 @@ def outcomes_of(tmp_path):
         return {outcome.check: outcome for outcome in told}
 
     return run
+
+
+def test_what_checks_share_is_opened_beside_the_time_of_the_first(outcomes_of):
+    checks = [
+        check("shares_what_is_slow", budget_s=1.5),
+        check("hangs_behind_what_is_slow", process="two", budget_s=1.5),
+    ]
+    slow, hangs = outcomes_of(checks).values()
+    assert slow.verdict == "passed" and slow.seconds > 2.0
+    assert hangs.reason == "no answer within 1.5 s" and hangs.seconds > 3.5
+
+
+def test_what_is_not_opened_in_time_fails(outcomes_of, monkeypatch):
+    monkeypatch.setattr(process, "OPEN_S", 0.5)
+    [slow] = outcomes_of([check("shares_what_is_slow")]).values()
+    assert slow.reason == "what it shares with others was not there within 0.5 s"
 
 
 def test_every_way_to_fail_is_seen_and_the_checks_behind_it_run_on(outcomes_of):
