@@ -8,6 +8,7 @@ computed twice.
 """
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -69,15 +70,22 @@ def token_logprobs(
     if chunk_tokens < 1:
         raise ValueError(f"chunk_tokens must be at least 1, got {chunk_tokens}")
 
+    again = _Again()
+
     def chunk_scores(hidden_tD: Tensor, targets_t: Tensor) -> tuple[Tensor, ...]:
         logits_tV = head(hidden_tD)
         scores: tuple[Tensor, ...] = _Scores.apply(  # type: ignore[no-untyped-call]
-            logits_tV, targets_t, temperature, with_entropy, entropy_gradient
+            logits_tV, targets_t, temperature, with_entropy, entropy_gradient, again.is_entered
         )
         return (*scores, logits_tV.detach().argmax(-1)) if with_top else scores
 
     *others, last = zip(hidden_TD.split(chunk_tokens), targets_T.split(chunk_tokens), strict=True)
-    chunks = [checkpoint(chunk_scores, *chunk, use_reentrant=False) for chunk in others]
+    chunks = [
+        checkpoint(
+            chunk_scores, *chunk, use_reentrant=False, context_fn=lambda: (nullcontext(), again)
+        )
+        for chunk in others
+    ]
     chunks.append(chunk_scores(*last))
     logprobs_T, *asked = (torch.cat(parts) for parts in zip(*chunks, strict=True))
     return TokenScores(
@@ -85,6 +93,18 @@ def token_logprobs(
         entropy_T=asked.pop(0) if with_entropy else None,
         top_T=asked.pop(0) if with_top else None,
     )
+
+
+class _Again:
+    """Entered while a chunk is computed again for its backward pass, which reads no scores."""
+
+    is_entered = False
+
+    def __enter__(self) -> None:
+        self.is_entered = True
+
+    def __exit__(self, *error: object) -> None:
+        self.is_entered = False
 
 
 class _Scores(torch.autograd.Function):
@@ -103,8 +123,13 @@ class _Scores(torch.autograd.Function):
         temperature: float,
         with_entropy: bool,
         entropy_gradient: bool,
+        for_gradient_alone: bool,
     ) -> tuple[Tensor, ...]:
-        """Both in float32 at least, the entropy where it is asked for."""
+        """Both in float32 at least, the entropy where it is asked for.
+
+        Three passes over [t, V] make an entropy; `for_gradient_alone`, one that cannot be
+        differentiated is left out, and zeros stand for it.
+        """
         ctx.dtype = logits_tV.dtype
         dtype = torch.promote_types(logits_tV.dtype, torch.float32)
         if temperature != 1.0:
@@ -116,11 +141,16 @@ class _Scores(torch.autograd.Function):
         if not with_entropy:
             ctx.save_for_backward(log_p_tV, targets_t)
             return (logprobs_t,)
-        # A word that is masked by -inf has p = 0 and counts 0, but 0 · -inf is NaN.
-        log_p_tV.clamp_(min=NO_CHANCE)
-        entropy_t = torch.linalg.vecdot(log_p_tV.exp(), log_p_tV).neg_()
-        ctx.save_for_backward(log_p_tV, targets_t, entropy_t)
-        if not entropy_gradient:
+        if for_gradient_alone and not entropy_gradient:
+            entropy_t = torch.zeros_like(logprobs_t)
+        else:
+            # A word that is masked by -inf has p = 0 and counts 0, but 0 · -inf is NaN.
+            log_p_tV.clamp_(min=NO_CHANCE)
+            entropy_t = torch.linalg.vecdot(log_p_tV.exp(), log_p_tV).neg_()
+        if entropy_gradient:
+            ctx.save_for_backward(log_p_tV, targets_t, entropy_t)
+        else:
+            ctx.save_for_backward(log_p_tV, targets_t)
             ctx.mark_non_differentiable(entropy_t)
         return logprobs_t, entropy_t
 
@@ -139,4 +169,4 @@ class _Scores(torch.autograd.Function):
         else:
             gradient_tV = log_p_tV.exp().mul_(-g_t1)
         gradient_tV.scatter_add_(-1, targets_t.unsqueeze(-1), g_t1)
-        return gradient_tV.to(ctx.dtype), None, None, None, None
+        return gradient_tV.to(ctx.dtype), None, None, None, None, None
