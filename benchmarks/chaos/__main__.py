@@ -1,10 +1,9 @@
 """`python -m benchmarks.chaos`: how much of a run's time is useful while its processes are killed.
 
-PPO on stories as a user runs it, with `--restarts`. From a while after its first step on, a role
-that chance takes, the driver among them, loses a process to SIGKILL every so many seconds. Then the
-run is stopped, and goes on for two steps, which must end it well: status 0, each step once in the
-metrics, each draw trained once, no process left. Prints JSON; ends with 1 where something of that
-does not hold.
+PPO on stories as a user runs it, with `--restarts`. From a few steps on, a role that chance takes,
+the driver among them, loses a process to SIGKILL every so many seconds. Then the run is stopped,
+and goes on for two steps, which must end it well: status 0, each step once in the metrics, each
+draw trained once, no process left. Prints JSON; ends with 1 where something of that does not hold.
 """
 
 from __future__ import annotations
@@ -42,7 +41,8 @@ RUN: dict[str, Any] = {
     "failures": {"actor": {"restarts": 1000, "backoff_s": 0}},
     "timeouts": {"start_s": 300, "call_s": 300},
 }
-MORE_STEPS = 2
+# Undisturbed before the first kill, to compare with; and after the last one, to end well.
+QUIET_STEPS, MORE_STEPS = 8, 2
 POLL_S = 0.05
 START_S, END_S = 400.0, 300.0
 
@@ -74,11 +74,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 def measured(run: Killed, options: argparse.Namespace) -> dict[str, Any]:
     """The run under kills, and its end."""
     try:
+        run.start("--restarts", "1000")
+        run.watch(lambda: len(run.done_s) > QUIET_STEPS, START_S)
         kills = kill_for(run, options)
-        result = report(run.done_s, kills, until_s=options.every + 60 * options.minutes)
+        result = report(run.done_s, kills, until_s=run.now_s())
+        # A driver that starts is not asked to stop.
+        last = run.last_step
+        run.watch(lambda: run.last_step > last, START_S)
         run.process.send_signal(signal.SIGTERM)
         stopped = run.ends()
-        run.start("--total-steps", f"{run.last_step + MORE_STEPS}")
+        run.start("--total-steps", f"{run.steps()[-1] + MORE_STEPS}")
         ended = run.ends()
         wrong = [
             *([f"stopping ended with {stopped}"] if stopped != EXIT_INTERRUPTED else []),
@@ -91,20 +96,11 @@ def measured(run: Killed, options: argparse.Namespace) -> dict[str, Any]:
 
 
 def kill_for(run: Killed, options: argparse.Namespace) -> list[Kill]:
-    """Kill a process every so many seconds from the first step on."""
-    run.start("--restarts", "1000")
-    run.watch(lambda: bool(run.done_s), START_S)
-    kills: list[Kill] = []
-    chance = random.Random(options.seed)
-    while len(kills) * options.every < 60 * options.minutes:
-        due_s = options.every * (len(kills) + 1)
-        run.watch(lambda due_s=due_s: run.now_s() >= due_s, 2 * options.every)  # type: ignore[misc]
+    """Kill a process every so many seconds, for so many minutes; the last one has its time too."""
+    chance, kills, begun_s = random.Random(options.seed), list[Kill](), run.now_s()
+    for number in range(max(1, round(60 * options.minutes / options.every))):
         kills.append(run.kill(chance))
-    until_s = options.every + 60 * options.minutes
-    run.watch(lambda: run.now_s() >= until_s, 2 * options.every)
-    # Whatever the last one hit is there again: a driver that starts is not asked to stop.
-    last = run.last_step
-    run.watch(lambda: run.last_step > last, START_S)
+        run.watch_until(begun_s + (number + 1) * options.every)
     return kills
 
 
@@ -161,6 +157,10 @@ class Killed:
                 log = (self.folder / "log.txt").read_text()[-3000:]
                 raise RuntimeError(f"after {timeout_s:g} s, status {self.process.poll()}: {log}")
             time.sleep(POLL_S)
+
+    def watch_until(self, at_s: float) -> None:
+        """Look at the steps until it is so late since the first."""
+        self.watch(lambda: self.now_s() >= at_s, at_s - self.now_s() + START_S)
 
     def _look(self) -> None:
         steps = self.steps()
