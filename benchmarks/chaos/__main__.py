@@ -218,7 +218,9 @@ class Killed:
         return found + [f"left: {process}" for process in alive]
 
     def close(self) -> None:
-        """End it, whatever it does."""
+        """End it and all that is below it: what trains has a process group of its own."""
+        with suppress(psutil.Error):
+            self._remember()
         with suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
         for process in self._seen.values():
