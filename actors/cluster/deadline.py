@@ -96,6 +96,12 @@ def get(
     return values
 
 
+def first_ready(refs: Sequence[Any], *, timeout_s: float) -> int:
+    """The position of one that is answered or has failed; of the first, if none is in time."""
+    ready, _ = ray.wait(list(refs), num_returns=1, timeout=timeout_s, fetch_local=False)
+    return refs.index(ready[0]) if ready else 0
+
+
 @dataclass(frozen=True, kw_only=True)
 class _Asked:
     """Whom a wait is for, in the words of its errors."""

@@ -58,6 +58,15 @@ class RunFiles:
         """The same for other ranks."""
         return replace(self, ranks=tuple(node_ids))
 
+    def moved(self, node_id: str, to: str, address: str) -> RunFiles:
+        """The same after ranks of a node that is gone came up on another one.
+
+        Whether that one sees the driver's folder is not asked: where it does, nothing is brought.
+        """
+        ranks = tuple(to if node == node_id else node for node in self.ranks)
+        distant = {node: name for node, name in self.distant.items() if node != node_id}
+        return replace(self, ranks=ranks, distant={**distant, to: address})
+
     @property
     def _distant_ranks(self) -> list[str]:
         return [node for node in dict.fromkeys(self.ranks) if node in self.distant]

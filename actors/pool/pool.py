@@ -214,6 +214,7 @@ class Pool(ResidentModels):
             there = [new.start(RoleActor.health, rank)() for rank in broken]
             place_s = self.timeouts.place_s
             await new.answers(there, "health", timeout_s=place_s, ranks=broken)
+            self._follow(spec.beside or role)
             await self._join(new, broken)
             if loaded := self.loaded.get(role):
                 await self._load(new, loaded, only=broken)
@@ -222,9 +223,21 @@ class Pool(ResidentModels):
                 ray.kill(new.actors[index])
             raise
         handle.give_way_to(new, broken)
-        if role in self.state.places:
-            self.state.places[role] = placement.moved(self.state.places[role])
         self._remember()
+
+    def _follow(self, role: str) -> None:
+        """Know where the places of a role are now: Ray gives those of a lost node to another."""
+        if role not in self.state.groups:
+            return
+        host = self.state.groups[role].share or role
+        before = self.state.places[host]
+        self.state.places[host] = placement.moved(before)
+        for old, new in zip(before, self.state.places[host], strict=True):
+            if old.node_id != new.node_id:
+                logger.warning(
+                    "places of %s have moved from %s to %s", host, old.address, new.address
+                )
+                self.files = self.files.moved(old.node_id, new.node_id, new.address)
 
     async def make_room(self, roles: Collection[str]) -> None:
         """Have what a job does not use leave the GPUs of the roles that it uses.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -76,12 +76,13 @@ class TrainedGroup(RankGroup[R]):
 
     Attributes:
         config: Of the learner.
-        files: How what the ranks write comes to the driver, where its folders are not theirs.
+        files: How what the ranks write comes to the driver, where its folders are not theirs; asked
+            for each time, as ranks whose node is lost come up on another one.
         exports_with: The tokenizer of the model that `save` exports as well; else empty.
     """
 
     config: LearnerConfig
-    files: RunFiles = field(default_factory=RunFiles)
+    files: Callable[[], RunFiles] = RunFiles
     exports_with: str = ""
 
     async def _update(self, rows: Ref, plan: UpdatePlan, *coefficients: float) -> Metrics:
@@ -109,24 +110,24 @@ class TrainedGroup(RankGroup[R]):
         An export goes to `export` beside it.
         """
         call_s = self.timeouts.call_s
-        await self.files.clear(folder)  # what a run that broke off may have left there
+        await self.files().clear(folder)  # what a run that broke off may have left there
         await self.actors.call(HostingRank.save, timeout_s=call_s)(folder)
-        await self.files.fetch(folder)
-        await self.files.clear(folder)
+        await self.files().fetch(folder)
+        await self.files().clear(folder)
         if self.exports_with:
             beside = str(Path(folder).with_name("export"))
-            await self.files.export(self.actors, beside, self.exports_with, timeout_s=call_s)
-            await self.files.clear(beside)
+            await self.files().export(self.actors, beside, self.exports_with, timeout_s=call_s)
+            await self.files().clear(beside)
         await self.offload()
 
     async def restore(self, folder: str) -> None:
         """Read what `save` wrote."""
-        await self.files.send(folder)
+        await self.files().send(folder)
         call_s = self.timeouts.call_s
         async with self.actors.turn(timeout_s=call_s):
             await self.actors.call(HostingRank.restore, timeout_s=call_s)(folder)
         await self.offload()
-        await self.files.clear(folder)
+        await self.files().clear(folder)
 
 
 async def answer_logps(

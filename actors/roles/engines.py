@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from uuid import uuid4
 
@@ -67,6 +68,8 @@ def sync_spec(config: OnlineConfig) -> SyncSpec:
         gpus_per_replica=config.placement.rollout.gpus_per_rank,
         bucket_bytes=config.bucket_mb * 2**20,
         timeout_s=config.timeouts.publish_s,
+        # Over vLLM's backends one that is left out ends the publication for all.
+        late_s=config.timeouts.hang_s if config.weight_backend == "object_store" else math.inf,
         keeps_cache=config.publication.running == "keep",
         base=uuid4().hex if config.adapters_apart else "",
     )

@@ -114,7 +114,7 @@ class JobPool:
                     actors=actors,
                     config=learner,
                     timeouts=timeouts,
-                    files=self.pool.files_of(role),
+                    files=partial(self.pool.files_of, role),
                     exports_with=exports_with,
                     leaves=leaves,
                 )
@@ -124,7 +124,7 @@ class JobPool:
                     actors=actors,
                     config=learner,
                     timeouts=timeouts,
-                    files=self.pool.files_of(role),
+                    files=partial(self.pool.files_of, role),
                     leaves=leaves,
                 )
             case ReferenceSpec(reference=reference):
@@ -136,7 +136,7 @@ class JobPool:
                     actors=actors,
                     config=job.learner,
                     timeouts=timeouts,
-                    files=self.pool.files_of(role),
+                    files=partial(self.pool.files_of, role),
                     exports_with=exports_with,
                 )
             case RolloutSpec(rollout=rollout, end_token_ids=ends):

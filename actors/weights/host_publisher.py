@@ -3,7 +3,8 @@
 Rank 0 packs buckets into two segments of memory in turn. The workers of an engine on its node load
 from there; another node gets a bucket through Ray's object store. A segment is written again when
 every replica has acknowledged what lies in it, each by itself: a slow one holds up the others when
-it is two buckets behind. One that dies, fails or is late drops out, and the others get the rest.
+it is two buckets behind, and not for longer than `late_s`. One that dies, fails or is late drops
+out, and the others get the rest.
 """
 
 from __future__ import annotations

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Callable, Mapping
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
-from actors.cluster.deadline import get
+from actors.cluster.deadline import first_ready, get
 from actors.cluster.role_handle import Answer
 from actors.weights.sync_spec import PublishedReplica, Replicas, SyncSpec
+from rlhf_ray.deadlines import DeadlineError
 from rlhf_ray.errors import RunError
 
 logger = logging.getLogger(__name__)
@@ -63,25 +65,45 @@ class ReplicaClient:
         return ask
 
     def answers(self, refs: Mapping[int, Any], method: Callable[..., Answer[T]]) -> dict[int, T]:
-        """Of replicas to what each was asked, without those that fail or are late."""
+        """Of replicas to what each was asked, without those that fail or are late.
+
+        Late are those that have not answered by the deadline, or `late_s` after the first.
+        """
         operation = f"publish version {self.version}: rollout.{method.__name__}"
-        answers: dict[int, T] = {}
-        for index, ref in refs.items():
+        pending, answers, until_s = dict(refs), dict[int, T](), self.deadline_s
+        while pending:
+            index = self._next(pending, until_s)
+            name = self.replicas.names[index]
             try:
                 # Behind the deadline those that have answered still count.
                 [answers[index]] = get(
-                    [ref],
-                    timeout_s=max(0.0, self.deadline_s - time.monotonic()),
-                    actors=[self.replicas.names[index]],
+                    [pending.pop(index)],
+                    timeout_s=max(0.0, until_s - time.monotonic()),
+                    actors=[name],
                     operation=operation,
                     role=self.replicas.name,
                 )
             except RunError as error:
-                if index not in self.failed:
-                    self.failed[index] = str(error)
-                    # Its words alone: whoever keeps a log would keep the buckets in its frames.
-                    logger.error("%s; the others go on", self.failed[index])
+                is_behind = isinstance(error, DeadlineError) and until_s < self.deadline_s
+                behind = f"{operation}: {name} is {self.spec.late_s:g} s behind another engine"
+                # Its words alone: whoever keeps a log would keep the buckets in its frames.
+                self._fails(index, behind if is_behind else str(error))
+            else:
+                until_s = min(until_s, time.monotonic() + self.spec.late_s)
         return answers
+
+    def _next(self, pending: Mapping[int, Any], until_s: float) -> int:
+        """Whom to hear now: in order, unless whoever is first decides how long others have."""
+        indices = list(pending)
+        if len(indices) == 1 or math.isinf(self.spec.late_s):
+            return indices[0]
+        timeout_s = max(0.0, until_s - time.monotonic())
+        return indices[first_ready(list(pending.values()), timeout_s=timeout_s)]
+
+    def _fails(self, index: int, why: str) -> None:
+        if index not in self.failed:
+            self.failed[index] = why
+            logger.error("%s; the others go on", why)
 
     def start_update(self) -> None:
         """Freeze running requests."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
@@ -107,6 +108,8 @@ class SyncSpec:
 
     Attributes:
         gpus_per_replica: Workers that receive inside each replica.
+        late_s: How much later than the first an engine may answer; then it is waited for no more,
+            where the others can go on without it.
         keeps_cache: Whether running requests go on from what older weights left in their cache.
         base: What the weights are called that adapters change, where engines have both apart; else
             empty, and what is published is merged.
@@ -116,5 +119,6 @@ class SyncSpec:
     gpus_per_replica: int
     bucket_bytes: int
     timeout_s: float
+    late_s: float = math.inf
     keeps_cache: bool = False
     base: str = ""

@@ -199,7 +199,7 @@ class CheckpointStore:
             str(path.relative_to(folder)) for path in sorted(folder.rglob("*")) if path.is_file()
         ]
         manifest = {"step": step, "state": dict(state), "files": _digests(folder, names)}
-        (folder / MANIFEST).write_text(json.dumps(manifest, indent=1))
+        (folder / MANIFEST).write_text(_with_digest(manifest))
         for path in [*folder.rglob("*"), folder]:
             _sync(path)
 
@@ -249,10 +249,26 @@ def _verified(folder: Path) -> Checkpoint:
 
 
 def _read(folder: Path) -> tuple[Checkpoint, Mapping[str, str]]:
-    """What the manifest says, and its digests of files."""
-    manifest = json.loads((folder / MANIFEST).read_text())
+    """What the manifest says, and its digests of files.
+
+    Raises:
+        ValueError: It is not what was written, or that of another step.
+    """
+    text = (folder / MANIFEST).read_text()
+    manifest = json.loads(text)
+    if not isinstance(manifest, dict) or _with_digest(manifest) != text:
+        raise ValueError(f"{MANIFEST} has changed since it was written")
+    if f"{manifest['step']:08d}" != _step_of(folder):
+        raise ValueError(f"it was written as the checkpoint of step {manifest['step']}")
     found = Checkpoint(step=manifest["step"], folder=folder, state=manifest["state"])
     return found, manifest["files"]
+
+
+def _with_digest(manifest: Mapping[str, Any]) -> str:
+    """As JSON, with a digest of itself: the state in it is checked like all other files."""
+    said = {key: value for key, value in manifest.items() if key != "digest"}
+    digest = hashlib.blake2b(json.dumps(said).encode(), digest_size=16).hexdigest()
+    return json.dumps({**said, "digest": digest}, indent=1)
 
 
 def _digests(folder: Path, names: Sequence[str]) -> dict[str, str]:

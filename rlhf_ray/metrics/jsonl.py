@@ -7,6 +7,7 @@ will do again, so that no step stands twice.
 from __future__ import annotations
 
 import json
+import logging
 import math
 import os
 from pathlib import Path
@@ -14,6 +15,8 @@ from typing import Any, TextIO
 
 from rlhf_ray.disk import room_for
 from rlhf_ray.metrics.log import Cell, Record, Table
+
+logger = logging.getLogger(__name__)
 
 
 class JsonlSink:
@@ -57,7 +60,7 @@ class JsonlSink:
 def rewind(run_dir: Path, last_step: int) -> float:
     """Take back everything after `last_step`; returns the seconds of running until then.
 
-    A line that a crash tore is dropped as well.
+    A line that a crash tore, or a disk damaged, is dropped as well, which is logged.
     """
     path = run_dir / "metrics.jsonl"
     kept = [row for row in _rows(path) if row["step"] <= last_step]
@@ -74,14 +77,17 @@ def rewind(run_dir: Path, last_step: int) -> float:
 
 
 def _rows(path: Path) -> list[dict[str, Any]]:
-    """The lines up to a torn one."""
+    """The lines, but for those that are torn or damaged."""
     rows: list[dict[str, Any]] = []
     if path.exists():
-        for line in path.read_bytes().splitlines():
+        for number, line in enumerate(path.read_bytes().splitlines(), start=1):
             try:
-                rows.append(json.loads(line))
-            except ValueError:
-                break
+                row = json.loads(line)
+                int(row["step"]), float(row["time_s"])
+            except (ValueError, LookupError, TypeError) as error:
+                logger.warning("%s: line %d is damaged and left out: %s", path, number, error)
+            else:
+                rows.append(row)
     return rows
 
 

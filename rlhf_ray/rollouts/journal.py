@@ -4,11 +4,12 @@
 
 A run writes one segment after another; the order of their names is the order in which they were
 written, whatever process did. The header has the file's format, what a run that replays it must
-agree on, and how much of the segments before its writer knew.
+agree on, its name, and how much of the segments before its writer knew.
 
-What is damaged ends its segment, and so do segments whose writer knew what is damaged now: which
-draws it admitted, and for which step, followed from decisions that are made anew. So what is read
-is what some process knew at some time. Other draws are sampled again, which costs time alone.
+What is damaged ends its segment, and segments are passed over whose writer knew what is damaged or
+missing now: which draws it admitted, and for which step, followed from decisions that are made
+anew. So what is read is what some process knew at some time. Other draws are sampled again, which
+costs time alone.
 """
 
 from __future__ import annotations
@@ -92,7 +93,7 @@ class Journal:
             file = self._file = self._file or self._new_file()
             end = file.tell()
             if end == 0:
-                data = self._header() + data
+                data = self._header(Path(file.name)) + data
             try:
                 _write(file, data)
             except BaseException:
@@ -165,7 +166,7 @@ class Journal:
                         )  # fmt: skip
                         self.clear()
                         return Replay({})
-                    if not self._follows(path, values["known"]):
+                    if not self._is_as_written(path, values, frontier):
                         break
                 segment.num_bytes = end
                 if "draw" in values:
@@ -208,24 +209,35 @@ class Journal:
         name = f"segment_{max(numbers, default=0) + 1:08d}.rollouts"
         return (self.folder / name).open("xb", buffering=0)
 
-    def _header(self) -> bytes:
-        known = {path.name: segment.num_bytes for path, segment in self._segments.items()}
-        header = {"identity": self._identity, "settings": self._settings, "known": known}
-        return record(header)
+    def _header(self, path: Path) -> bytes:
+        known = {before.name: vars(segment) for before, segment in self._segments.items()}
+        return record(
+            {
+                "identity": self._identity,
+                "settings": self._settings,
+                "name": path.name,
+                "known": known,
+            }
+        )
 
     def _require_same(self, path: Path, identity: Mapping[str, Any]) -> None:
         if changed := differences(identity, self._identity):
             raise ConfigError(f"the rollouts in {path} cannot be replayed: {'; '.join(changed)}")
 
-    def _follows(self, path: Path, known: Mapping[str, int]) -> bool:
-        """Whether what a segment's writer knew of the segments before is still there."""
-        for name, num_bytes in known.items():
-            # What was pruned is behind all checkpoints.
+    def _is_as_written(self, path: Path, header: Mapping[str, Any], frontier: int) -> bool:
+        """Whether a segment has its name, and what its writer knew of those before is there."""
+        if header["name"] != path.name:
+            logger.warning("%s is passed over: it was written as %s", path, header["name"])
+            return False
+        for name, known in header["known"].items():
             before = self._segments.get(self.folder / name)
-            if before is not None and before.num_bytes < num_bytes:
+            if before is None and known["last_draw"] >= frontier:  # else it may have been pruned
+                logger.warning("%s is passed over: it follows from %s, which is gone", path, name)
+                return False
+            if before is not None and before.num_bytes < known["num_bytes"]:
                 logger.warning(
                     "%s is passed over: it follows from %s, of which %d of %d bytes are used",
-                    path, name, before.num_bytes, num_bytes,
+                    path, name, before.num_bytes, known["num_bytes"],
                 )  # fmt: skip
                 return False
         return True

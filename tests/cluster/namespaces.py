@@ -102,6 +102,23 @@ class Nodes:
         """What a command begins with to run on a node."""
         return ["ip", "netns", "exec", f"{self.prefix}{index}"]
 
+    def wait_for(self, number: int) -> None:
+        """Wait until so many nodes have joined."""
+        script = (
+            f"import ray, time; ray.init(address='{self.head}', log_to_driver=False)\n"
+            f"while sum(node['Alive'] for node in ray.nodes()) < {number}: time.sleep(0.2)"
+        )
+        subprocess.run(
+            [*self.enter(0), sys.executable, "-c", script],
+            env=self.environment, timeout=START_S, check=True, capture_output=True,
+        )  # fmt: skip
+
+    def lose(self, index: int) -> None:
+        """End every process of a node at once, as where its power fails."""
+        for pid in self._processes_in(f"{self.prefix}{index}"):
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
     def close(self) -> None:
         """End every process of every node at once, then the namespaces."""
         for name in self.namespaces:

@@ -159,6 +159,13 @@ def weights_of(folder: Path) -> bytes:
     return (folder / "export/model.safetensors").read_bytes()
 
 
+def steps_s(folder: Path) -> float:
+    """From step 0 to the last, whatever was done between them."""
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    first, *_, last = (json.loads(line)["time_s"] for line in lines)
+    return float(last - first)
+
+
 def told_of(folder: Path) -> list[dict[str, float]]:
     recovery = ("recovery/", *MEASURED)
     return [
@@ -171,7 +178,8 @@ def survives(kind: str, death: Death, pool: Pool, run: Callable[..., Path]) -> N
     undisturbed = run(kind)
     before, started_s = process_ids(pool), time.monotonic()
     folder = run(kind, death)
-    print(f"{kind}, {death}: {time.monotonic() - started_s:.0f} s")
+    lost_s = steps_s(folder) - steps_s(undisturbed)
+    print(f"{kind}, {death}: {time.monotonic() - started_s:.0f} s, {lost_s:.0f} s more in steps")
     told = told_of(folder)
     assert [row["step"] for row in told] == list(range(STEPS + 1))
     # Which requests share a batch decides the last bits of what is sampled, or sampled again.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from ray.exceptions import RayActorError
 
 from actors.cluster.role_handle import RoleHandle
 from actors.cluster.role_spec import RoleSpec
+from actors.cluster.run_files import RunFiles
 from actors.engines.replica_spec import ReplicaSpec
 from actors.engines.spec import EngineSpec
 from actors.pool import placement, processes
@@ -420,3 +422,32 @@ async def test_a_role_that_dies_while_it_starts_is_started_again(pool, asked, mo
     handle = await pool.start("reference", RANKS)
     assert [call[1] for call in asked] == ["started", "stop", "started"]
     assert pool.state.roles["reference"] is handle
+
+
+async def test_ranks_of_a_node_that_is_gone_join_on_another_and_their_files_go_there(
+    pool, monkeypatch
+):
+    """A guest's places are its host's, and whoever else lives there finds them moved."""
+    there = {"distant": {"node": "10.0.0.1", "other": "10.0.0.7"}, "ranks": ("node", "other")}
+    pool.files = RunFiles(**there, timeout_s=5.0)
+    pool.state.groups["reward"] = GroupConfig(share="policy", ranks=2)
+    joined = []
+
+    async def join(spec, role, *, new, on_gpu, timeouts):
+        joined.append([place.node_id for place in pool.state.places_of(role.name)])
+
+    monkeypatch.setattr(RankSpec, "join", join)
+    monkeypatch.setattr(
+        placement,
+        "moved",
+        lambda places: [replace(place, node_id="new", address="10.0.0.9") for place in places],
+    )
+    files_of = partial(pool.files_of, "policy")
+    assert files_of().ranks == ("node",)
+    await pool.restart("reward")
+    assert joined == [["new", "new"]]
+    assert files_of() == replace(pool.files, ranks=("new",))
+    assert pool.files == RunFiles(
+        distant={"other": "10.0.0.7", "new": "10.0.0.9"}, ranks=("new", "other"), timeout_s=5.0
+    )
+    assert pool.state.places["reference"][0].node_id == "node", "it is asked for its own"

@@ -8,8 +8,9 @@ import random
 import signal
 import subprocess
 import sys
+import threading
 import time
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import closing
 from functools import partial
 from types import SimpleNamespace
@@ -33,6 +34,7 @@ from actors.weights.segment import (
     mapped,
 )
 from actors.weights.sync_spec import SyncSpec
+from rlhf_ray.deadlines import DeadlineError
 from rlhf_ray.errors import RunError
 
 SENDER = """
@@ -125,16 +127,27 @@ def without_ray(monkeypatch):
                 answers.append(ref.result(timeout_s))
             except ConnectionError as error:
                 raise RunError(f"{name}: {error}") from error
+            except TimeoutError as error:
+                raise DeadlineError(f"no answer from {name}") from error
         return answers
+
+    def first_ready(refs: list[Future], *, timeout_s: float) -> int:
+        done, _ = wait(refs, timeout_s, return_when=FIRST_COMPLETED)
+        return next((number for number, ref in enumerate(refs) if ref in done), 0)
 
     monkeypatch.setattr(host_publisher, "node_id", lambda: "here")
     monkeypatch.setattr(host_publisher, "ray", SimpleNamespace(put=copied))
     monkeypatch.setattr(replica_client, "get", get)
+    monkeypatch.setattr(replica_client, "first_ready", first_ready)
 
 
-def send(replicas, weights, bucket_bytes):
+def send(replicas, weights, bucket_bytes, *, late_s=15.0):
     spec = SyncSpec(
-        backend="object_store", gpus_per_replica=0, bucket_bytes=bucket_bytes, timeout_s=20.0
+        backend="object_store",
+        gpus_per_replica=0,
+        bucket_bytes=bucket_bytes,
+        timeout_s=20.0,
+        late_s=late_s,
     )
     actors = {f"job/rollout/{index}": replica for index, replica in enumerate(replicas)}
     client = ReplicaClient(spec, RoleHandle("rollout", actors))
@@ -177,6 +190,44 @@ def test_a_replica_that_fails_drops_out_and_no_file_stays_open():
     del well, failing  # and with them what they have mapped
     gc.collect()
     assert set(os.listdir("/proc/self/fd")) == open_before
+
+
+@pytest.mark.parametrize("stuck_at", [0, 3])
+def test_a_replica_that_is_stuck_is_not_waited_for(stuck_at):
+    """First in the row or last: the others load all that there is."""
+    weights = [(f"w{n}", torch.ones(8)) for n in range(6)]
+    released = threading.Event()
+
+    class Stuck(SlowReplica):
+        def _update_weights(self, update):
+            if self.num_buckets == stuck_at:
+                assert released.wait(30)
+            super()._update_weights(update)
+
+    for number in (0, 2):
+        released.clear()
+        replicas = [SlowReplica(0), SlowReplica(1)]
+        replicas.insert(number, stuck := Stuck(2, is_near=False))
+        started_s = time.monotonic()
+        _, failed = send(replicas, weights, 32, late_s=0.5)
+        assert time.monotonic() - started_s < 5
+        assert failed == {
+            number: f"publish version -1: rollout.update_weights: job/rollout/{number} is 0.5 s "
+            "behind another engine"
+        }
+        for replica in replicas:
+            assert len(replica.loaded) == (stuck_at if replica is stuck else 6)
+        released.set()
+        stuck.thread.shutdown()
+
+
+def test_who_answers_while_another_fails_has_the_whole_deadline():
+    weights = [("w", torch.ones(8))]
+    failing, slow = SlowReplica(0, fails_at=0), SlowReplica(1)
+    update = slow._update_weights
+    slow._update_weights = lambda bucket: (time.sleep(0.5), update(bucket))[1]
+    _, failed = send([failing, slow], weights, 32, late_s=0.1)
+    assert failed == {0: "job/rollout/0: gone"}
 
 
 class Replica:

@@ -121,6 +121,20 @@ def damage_manifest_without_state(folder):
     (folder / MANIFEST).write_text('{"step": 3, "files": {}}')
 
 
+def damage_manifest_of_another_kind(folder):
+    (folder / MANIFEST).write_text("[]")
+
+
+def damage_position_in_manifest(folder):
+    path = folder / MANIFEST
+    path.write_text(path.read_text().replace('"position": ', '"position": 1'))
+
+
+def damage_step_in_manifest(folder):
+    path = folder / MANIFEST
+    path.write_text(path.read_text().replace('"step": ', '"step": 1'))
+
+
 @pytest.mark.parametrize(
     "damage",
     [
@@ -130,6 +144,9 @@ def damage_manifest_without_state(folder):
         damage_no_manifest,
         damage_torn_manifest,
         damage_manifest_without_state,
+        damage_manifest_of_another_kind,
+        damage_position_in_manifest,
+        damage_step_in_manifest,
     ],
 )
 def test_a_damaged_one_gives_way_to_the_one_before(store, damage, caplog):
@@ -140,6 +157,22 @@ def test_a_damaged_one_gives_way_to_the_one_before(store, damage, caplog):
     assert "step_00000003 is not usable" in caplog.text
     damage(store.root / "step_00000002")
     with pytest.raises(ConfigError, match=r"none of the 2 checkpoints in .* is whole"):
+        store.latest()
+
+
+def test_one_of_another_step_is_none(store, caplog):
+    """Each is whole by itself; the newest by its name would be the older one."""
+    for step in (1, 2, 3):
+        write(store, step)
+    one, two, three = (store.root / f"step_{step:08d}" for step in (1, 2, 3))
+    two.rename(store.root / "aside")
+    three.rename(two)
+    (store.root / "aside").rename(three)
+    assert store.latest().step == 1
+    assert f"{three} is not usable" in caplog.text
+    assert "it was written as the checkpoint of step 2" in caplog.text
+    shutil.copy(two / MANIFEST, one / MANIFEST)
+    with pytest.raises(ConfigError, match="none of the 3 checkpoints"):
         store.latest()
 
 

@@ -3,6 +3,7 @@
 import json
 import math
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -65,6 +66,19 @@ def test_rewinding_takes_back_later_steps_and_a_torn_line(tmp_path):
     log_steps(tmp_path, [4, 5])
     assert [row["step"] for row in rows(tmp_path / "metrics.jsonl")] == [0, 1, 2, 3, 4, 5]
     assert len(rows(tmp_path / "samples" / "step_00000005.jsonl")) == 1
+
+
+@pytest.mark.parametrize(
+    "line", ['{"step": 2, "ti', '{"stpp": 2, "time_s": 2.0}', "[]", "\x00" * 9]
+)
+def test_a_line_that_a_disk_damaged_costs_no_other(tmp_path, caplog, line):
+    log_steps(tmp_path, range(6))
+    path = tmp_path / "metrics.jsonl"
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join([*lines[:2], line, *lines[3:]]) + "\n")
+    assert rewind(tmp_path, 4) == 4.0
+    assert [row["step"] for row in rows(path)] == [0, 1, 3, 4]
+    assert f"{path}: line 3 is damaged and left out" in caplog.text
 
 
 def test_a_run_that_died_before_its_first_checkpoint_leaves_no_steps(tmp_path):

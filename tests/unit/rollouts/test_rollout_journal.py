@@ -447,7 +447,36 @@ def test_what_was_pruned_is_not_missed(tmp_path):
     journal.end_segment()
     journal.append(group_of(1))
     journal.prune(1)
-    assert list(everything(tmp_path)) == [1]
+    assert list(everything(tmp_path, frontier=1)) == [1]
+
+
+def test_what_is_gone_without_being_pruned_is_missed(tmp_path, caplog):
+    """A run that goes on from an earlier draw would have had it."""
+    journal = write(tmp_path, group_of(0), group_of(2))
+    journal.end_segment()
+    journal.append(group_of(1))
+    first, second = segments(tmp_path)
+    (tmp_path / first).unlink()
+    again = Journal(tmp_path, identity=IDENTITY)
+    assert not again.replay(2).draws
+    assert f"{second} is passed over: it follows from {first}, which is gone" in caplog.text
+    again.append(group_of(2))
+    assert list(everything(tmp_path, frontier=2)) == [2], "what was written without it is read"
+
+
+def test_segments_that_changed_places_are_seen(tmp_path, caplog):
+    journal = write(tmp_path, group_of(0))
+    for draw in (1, 2):
+        journal.end_segment()
+        journal.append(group_of(draw))
+    first, second, third = (tmp_path / name for name in segments(tmp_path))
+    shutil.copy(first, tmp_path / "aside")
+    shutil.copy(second, first)
+    shutil.copy(tmp_path / "aside", second)
+    assert not everything(tmp_path)
+    for path, name in ((first, second.name), (second, first.name)):
+        assert f"{path} is passed over: it was written as {name}" in caplog.text
+    assert f"{third} is passed over: it follows from {first.name}, of which 0 of" in caplog.text
 
 
 class Store:
@@ -568,23 +597,23 @@ def test_files_of_another_format_are_refused(tmp_path, monkeypatch):
 
 
 def test_pruning_leaves_what_a_checkpoint_needs(tmp_path):
-    write(tmp_path, group_of(0), group_of(1))
+    write(tmp_path, group_of(10), group_of(11))
     (tmp_path / "segment_00000002.rollouts").touch()
     journal = write(tmp_path, group_of(7), group_of(2))
     journal.end_segment()
-    journal.append(group_of(3))
+    journal.append(group_of(12))
     one, empty, two, three = segments(tmp_path)
     journal.prune(9)
     assert segments(tmp_path) == [one, empty, three], "unread files of others and the open one stay"
-    journal.replay(0)
-    journal.prune(1)
+    journal.replay(9)
+    journal.prune(11)
     assert segments(tmp_path) == [one, three]
     journal.end_segment()
-    journal.prune(2)
+    journal.prune(12)
     assert segments(tmp_path) == [three]
-    journal.append(group_of(9))
+    journal.append(group_of(19))
     assert segments(tmp_path) == [three, two.replace("3", "5")], "after all that there are"
-    assert list(everything(tmp_path)) == [3, 9]
+    assert list(everything(tmp_path, frontier=12)) == [12, 19]
 
 
 def test_a_segment_stays_while_one_of_its_draws_is_needed(tmp_path):

@@ -1,0 +1,1 @@
+"""How a run does whose processes are killed one after the other."""
