@@ -214,7 +214,7 @@ class Pool(ResidentModels):
             there = [new.start(RoleActor.health, rank)() for rank in broken]
             place_s = self.timeouts.place_s
             await new.answers(there, "health", timeout_s=place_s, ranks=broken)
-            self._follow(spec.beside or role)
+            self._follow(role)
             await self._join(new, broken)
             if loaded := self.loaded.get(role):
                 await self._load(new, loaded, only=broken)

@@ -19,7 +19,8 @@ class TimeoutConfig(Config):
             it is. Of a submitted job it is what Ray allows less 2 seconds, if that is less.
         health_s: Between two questions to every actor whether it is alive.
         hang_s: How long an actor may leave such a question open; then it is killed, and started
-            again as one that died. A long import may keep it from answering for a while.
+            again as one that died. A long import may keep it from answering for a while. And how
+            long an engine may be behind another amid a publication through the hosts' memory.
     """
 
     place_s: PositiveFloat = 120.0
