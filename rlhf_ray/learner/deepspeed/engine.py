@@ -250,8 +250,9 @@ def _take_apart(engine: Any) -> None:
     optimizers = (engine.optimizer, getattr(engine, "basic_optimizer", None))
     engine.optimizer = engine.basic_optimizer = engine.lr_scheduler = None
     for parameter in engine.module.parameters():
-        vars(parameter).clear()
-        parameter.data = torch.empty(0, dtype=parameter.dtype)
+        if hasattr(parameter, "ds_id"):  # else it is whole, and another may read it as it is
+            vars(parameter).clear()
+            parameter.data = torch.empty(0, dtype=parameter.dtype)
     for optimizer in optimizers:
         if optimizer is not None:
             vars(optimizer).clear()
