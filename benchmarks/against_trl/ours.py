@@ -50,7 +50,7 @@ def in_turns(make: Callable[..., Any], gate: Gate, every: int) -> Callable[..., 
             step = next(steps)
             if step and step % every == 0:
                 # What is prepared for the next step belongs to this turn, as to each one.
-                if (ahead := getattr(loop, "_ahead", None)) is not None:
+                if (ahead := getattr(loop, "ahead", None)) is not None:  # of rows alone
                     await asyncio.wait([ahead], timeout=config.timeouts.call_s)
                 num_tokens = sum(_num_tokens(config, data, step, every))
                 await asyncio.to_thread(gate.pass_turn, num_tokens=num_tokens)

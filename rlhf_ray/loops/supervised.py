@@ -35,7 +35,11 @@ Show: TypeAlias = Callable[[int, Rows, Evaluated], Awaitable[Sequence[Table]]]
 
 
 class SupervisedLoop:
-    """Trains one role on rows in a resumable order."""
+    """Trains one role on rows in a resumable order.
+
+    Attributes:
+        ahead: The next step's rows, where they are prepared while one trains.
+    """
 
     def __init__(
         self,
@@ -64,7 +68,7 @@ class SupervisedLoop:
         self.setup = setup_of(config, rows)
         self.keeper = Keeper(config, self, {config.trained_role: role}, log)
         self._reading = threading.Lock()
-        self._ahead: asyncio.Future[Rows] | None = None
+        self.ahead: asyncio.Future[Rows] | None = None
         self._prepared_eval_rows: Rows | None = None
 
     async def run(self, checkpoint: Checkpoint | None, stop: Stop | None = None) -> None:
@@ -94,9 +98,9 @@ class SupervisedLoop:
         try:
             await self._steps(first)
         finally:
-            if self._ahead is not None:
-                self._ahead.cancel()
-                self._ahead = None
+            if self.ahead is not None:
+                self.ahead.cancel()
+                self.ahead = None
 
     async def _steps(self, first: int) -> None:
         saved: Metrics = {}
@@ -162,9 +166,9 @@ class SupervisedLoop:
         return [row.num_prompt_tokens for row in rows for _ in row.lengths_K[1:]]
 
     async def _batch(self, step: int) -> Rows:
-        rows = await (self._ahead or self._start_preparing())
+        rows = await (self.ahead or self._start_preparing())
         self.order_state, self.epochs = self.order.state_dict(), self.order.epochs
-        self._ahead = self._start_preparing() if step < self.config.total_steps else None
+        self.ahead = self._start_preparing() if step < self.config.total_steps else None
         return rows
 
     def _start_preparing(self) -> asyncio.Future[Rows]:

@@ -93,7 +93,7 @@ async def test_steps_wait_at_the_gate_when_a_turn_is_over_and_nothing_is_under_w
     class Loop:
         """Prepares a batch beside each step, as those of supervised jobs do."""
 
-        _ahead = None
+        ahead = None
 
         def __init__(self, config, data, roles, log, usage):
             self.usage = usage
@@ -101,7 +101,7 @@ async def test_steps_wait_at_the_gate_when_a_turn_is_over_and_nothing_is_under_w
         async def run(self):
             await self.usage()
             for step in range(6):
-                self._ahead = asyncio.ensure_future(self.prepare(step))
+                self.ahead = asyncio.ensure_future(self.prepare(step))
                 await self.usage()
 
         async def prepare(self, step):
