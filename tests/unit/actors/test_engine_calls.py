@@ -119,7 +119,7 @@ async def test_whoever_waits_for_an_engine_that_dies_is_told(replica, operation)
         started_s = time.monotonic()
         with pytest.raises(RunError, match="its engine died"):
             await call(replica)
-        assert time.monotonic() - started_s < 0.1
+        assert time.monotonic() - started_s < 1.0  # at once: no wait, whose deadline is a minute
     assert (await replica.health())["fault"] == "its engine died"
 
 
