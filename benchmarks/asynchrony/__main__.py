@@ -6,7 +6,7 @@
     python -m benchmarks.asynchrony curves        # rewards at staleness 0 to 8, as JSON and SVG
 
 Each prints JSON and ends with 1 where what it measured does not hold. The first three take less
-than three minutes on two cores with nothing else on them; `curves` takes some twenty, goes on with
+than six minutes on two cores with nothing else on them; `curves` takes some twenty, goes on with
 what its file lacks when it is called again, and is a comparison at equal samples, so that a busy
 machine does it no harm. The folder of model and stories comes from `RLHF_RAY_DATA` (default
 `../shared/data`).
@@ -45,7 +45,9 @@ def parsed(argv: list[str]) -> argparse.Namespace:
     )
     parser.add_argument("--folder", type=Path, default=Path("runs/asynchrony"), help="of the runs")
     rows = parser.add_subparsers(dest="row", required=True)
-    rows.add_parser("overlap").add_argument("--steps", type=int, default=4)
+    row = rows.add_parser("overlap")
+    row.add_argument("--steps", type=int, default=6)
+    row.add_argument("--turns", type=int, default=2)
     rows.add_parser("slow-prompt")
     row = rows.add_parser("overhead")
     row.add_argument("--steps", type=int, default=5)
@@ -61,7 +63,7 @@ def parsed(argv: list[str]) -> argparse.Namespace:
 def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     folder = arguments.folder
     of_row: dict[str, Callable[[], dict[str, Any]]] = {
-        "overlap": lambda: overlap(folder, steps=arguments.steps),
+        "overlap": lambda: overlap(folder, steps=arguments.steps, turns=arguments.turns),
         "slow-prompt": lambda: slow_prompt(folder),
         "overhead": lambda: overhead(folder, steps=arguments.steps, turns=arguments.turns),
         "curves": lambda: curves(

@@ -77,9 +77,14 @@ def open_runs(config: GrpoConfig) -> Iterator[Runs]:
             runner.run(pool.close())
 
 
-def middle(metrics: list[Metrics], name: str) -> float:
-    """The median of a metric over a run's steps but the first and the last.
+def inner(metrics: list[Metrics]) -> list[Metrics]:
+    """Of a run's steps all but the first and the last.
 
     The first waits for its rollouts and warms up; beside the last one nothing is sampled.
     """
-    return median(row[name] for row in metrics[2:-1])
+    return metrics[2:-1]
+
+
+def middle(steps: list[Metrics], name: str) -> float:
+    """The median of a metric over steps."""
+    return median(row[name] for row in steps)
