@@ -19,7 +19,7 @@ import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
 from statistics import median
@@ -45,7 +45,7 @@ GOAL = 0.95
 PROMPTS, PROMPT_TOKENS, SAMPLES, NEW_TOKENS = 64, 37, 8, 64
 # What vLLM alone is told as well; all else is its own choice.
 SAME = ("model", "tokenizer", "dtype", "max_model_len", "max_num_seqs", "kv_cache_memory_bytes")
-START_S, ROUND_S = 240.0, 120.0
+START_S, ROUND_S, END_S = 240.0, 120.0, 10.0
 # Processes of vLLM look out for work without a rest for a second after their last.
 REST_S = 1.5
 
@@ -162,8 +162,11 @@ def _vllm_alone(config: GrpoConfig) -> Iterator[Generate]:
         answer(START_S)
         yield generate
     finally:
-        here.send(None)
-        process.join(ROUND_S)
+        with suppress(OSError):
+            here.send(None)
+        process.join(2 * END_S)
+        if process.is_alive():
+            process.kill()  # its engine ends when it finds itself alone
 
 
 def _serve(asked: Connection, arguments: dict[str, Any]) -> None:
@@ -181,6 +184,7 @@ def _serve(asked: Connection, arguments: dict[str, Any]) -> None:
         began_s = time.monotonic()
         llm.generate(requests, params, use_tqdm=False)
         asked.send(time.monotonic() - began_s)
+    llm.llm_engine.engine_core.shutdown(END_S)  # by itself it may wait for its worker for ever
 
 
 def main() -> None:

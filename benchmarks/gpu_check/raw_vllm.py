@@ -41,6 +41,7 @@ def main(file: Path) -> None:
     seconds = time.monotonic() - began_s
     rate = len(work["prompts"]) * work["new_tokens"] / seconds
     file.with_suffix(".rate").write_text(str(rate))
+    llm.llm_engine.engine_core.shutdown(10.0)  # by itself it may wait for its worker for ever
 
 
 if __name__ == "__main__":
