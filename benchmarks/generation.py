@@ -35,6 +35,7 @@ from actors.engines.spec import engine_arguments
 from actors.pool.pool import Pool
 from actors.roles.engines import engine_spec
 from benchmarks.against_trl.models import SHAPE, SPECIAL, TOKENIZER, save_model, word_tokenizer
+from benchmarks.against_trl.turns import REST_S
 from launch.run.cluster import connected
 from rlhf_ray.config.online import GrpoConfig
 from rlhf_ray.roles.groups import GenerationRequest
@@ -46,8 +47,6 @@ PROMPTS, PROMPT_TOKENS, SAMPLES, NEW_TOKENS = 64, 37, 8, 64
 # What vLLM alone is told as well; all else is its own choice.
 SAME = ("model", "tokenizer", "dtype", "max_model_len", "max_num_seqs", "kv_cache_memory_bytes")
 START_S, ROUND_S, END_S = 240.0, 120.0, 10.0
-# Processes of vLLM look out for work without a rest for a second after their last.
-REST_S = 1.5
 
 # Asks for answers to a round's prompts; gives seconds.
 Generate = Callable[[Sequence[tuple[int, ...]]], float]

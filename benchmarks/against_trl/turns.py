@@ -21,6 +21,8 @@ import psutil
 START_S = 240.0
 TURN_S = 240.0
 STOP_S = 30.0
+# Processes of vLLM look out for work without a rest for a second after their last.
+REST_S = 1.5
 LAST_LINES = 25
 
 
@@ -90,7 +92,8 @@ class Side:
         return RuntimeError("\n".join([f"{self.module} {why}:", *lines]))
 
     def turn(self, other: Side) -> Turn:
-        """Let it work, alone."""
+        """Let it work, alone, once the other one is at rest."""
+        time.sleep(REST_S)
         cpu_s, idle_cpu_s, began_s = self.cpu_s(), other.cpu_s(), time.monotonic()
         self.channel.send(True)
         num_tokens = self.wait(TURN_S)
