@@ -143,7 +143,7 @@ def join(address: str, metadata: Mapping[str, str] | None = None) -> str:
     try:
         return _init(address=address, job_config=RayJobConfig(metadata=dict(metadata or {})))
     except (ConnectionError, RuntimeError, ValueError, RayError) as error:
-        reason = " ".join(str(error).split())
+        reason = " ".join(f"{error} {error.__cause__ or ''}".split())
         raise ConfigError(f"the cluster at {address!r} cannot be joined: {reason}") from error
 
 

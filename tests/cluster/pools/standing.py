@@ -82,8 +82,8 @@ def standing_pool(folder: Path, job: str, file: Path, name: str) -> Iterator[Sta
         "no pool"
     )
     started = ["pool", "up", str(file), "--job", job, "--name", name]
-    up = run_python(["-m", "launch.cli", *started], environment)
     try:
+        up = run_python(["-m", "launch.cli", *started], environment)
         assert up.status == 0, up.said
         [entry] = folder.glob(f"rlhf-ray-*/{name}.json")
         yield Standing(name=name, registry=entry.parent, environment=environment)
