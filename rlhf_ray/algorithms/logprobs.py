@@ -19,6 +19,9 @@ from torch.utils.checkpoint import checkpoint
 
 # exp(-1000) is 0 in float64 as well, and 0 times it is no NaN.
 NO_CHANCE = -1000.0
+# Probabilities exist for one part of a chunk's rows at a time: else they would be the third tensor
+# as large as its logits.
+ENTROPY_PARTS = 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,7 +149,8 @@ class _Scores(torch.autograd.Function):
         else:
             # A word that is masked by -inf has p = 0 and counts 0, but 0 · -inf is NaN.
             log_p_tV.clamp_(min=NO_CHANCE)
-            entropy_t = torch.linalg.vecdot(log_p_tV.exp(), log_p_tV).neg_()
+            rows = log_p_tV.split(max(1, -(-len(log_p_tV) // ENTROPY_PARTS)))
+            entropy_t = torch.cat([torch.linalg.vecdot(part.exp(), part) for part in rows]).neg_()
         if entropy_gradient:
             ctx.save_for_backward(log_p_tV, targets_t, entropy_t)
         else:
