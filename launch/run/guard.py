@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 FILE = "heartbeat"
 BEAT_S = 2.0
 POLL_S = 0.1
-# Between two attempts; twice as long each time.
+# Between two attempts; twice as long each time, until one has run for as long as the longest.
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 5.0, 300.0
 # How long what a driver left may take to end: by itself, as workers do, then asked, then killed.
 END_S = {None: 10.0, signal.SIGTERM: 3.0, signal.SIGKILL: 10.0}
@@ -74,9 +74,11 @@ class Guard:
     def run(self, work: Callable[[], int]) -> int:
         """The exit status of the last attempt; in the child, that of `work`."""
         _adopt_orphans()
+        pause_s = FIRST_PAUSE_S
         with uninterrupted() as self._came:
             for attempt in range(self.restarts + 1):
                 self._forget_beats()
+                began_s = time.monotonic()
                 if not (child := _fork()):
                     return self._begin(work)
                 status, hung = self._watched(child)
@@ -84,13 +86,15 @@ class Guard:
                 cause = "" if self._came else self._cause(status, hung)
                 if not cause or attempt == self.restarts:
                     return status if status >= 0 else 128 - status
-                pause_s = min(FIRST_PAUSE_S * 2**attempt, LONGEST_PAUSE_S)
+                if time.monotonic() - began_s > LONGEST_PAUSE_S:
+                    pause_s = FIRST_PAUSE_S
                 logger.warning(
                     "the run %s: restart %d of %d in %g s",
                     cause, attempt + 1, self.restarts, pause_s,
                 )  # fmt: skip
                 if not self._pause(pause_s):
                     break
+                pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
         print("interrupted", file=sys.stderr)
         return EXIT_INTERRUPTED
 

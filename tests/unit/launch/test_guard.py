@@ -23,7 +23,7 @@ from launch.run.signals import asked_first
 from rlhf_ray.errors import ConfigError, RunError, TrainingStopped
 from rlhf_ray.loops.stopping import Stop
 
-guard.FIRST_PAUSE_S, guard.BEAT_S = BETWEEN_S, 0.1
+guard.FIRST_PAUSE_S, guard.LONGEST_PAUSE_S, guard.BEAT_S = BETWEEN_S, LONGEST_S, 0.1
 guard.END_S = {None: 0.5, signal.SIGTERM: 0.5, signal.SIGKILL: 5.0}
 folder = Path(sys.argv[1])
 
@@ -57,8 +57,9 @@ sys.exit(cli.guarded(lambda: guard.Guard(folder, restarts=2, hang_s=1.5).run(wor
 """
 
 
-def started(tmp_path, work, *, pause_s=0.05):
+def started(tmp_path, work, *, pause_s=0.05, longest_s=600):
     script = SCRIPT.replace("WORK", work).replace("BETWEEN_S", str(pause_s))
+    script = script.replace("LONGEST_S", str(longest_s))
     return subprocess.Popen(
         [sys.executable, "-c", script, str(tmp_path)],
         stdout=subprocess.PIPE,
@@ -157,6 +158,12 @@ def test_a_stop_is_passed_on_in_both_steps(tmp_path, monkeypatch, sent, step_s):
     assert (run.returncode, said) == (130, "saved\n" if step_s < 1 else "")
     assert errors.count("interrupted\n") == 1
     assert errors.startswith(f"{sent.name}: the run ends after this step")
+
+
+def test_pauses_are_short_again_behind_an_attempt_that_lasted(tmp_path):
+    _, attempts, errors = ended(started(tmp_path, "time.sleep(1) or die()", longest_s=0.5))
+    assert attempts == 3
+    assert errors.count("in 0.05 s") == 2
 
 
 def test_a_stop_between_two_attempts_ends_it(tmp_path):
