@@ -43,8 +43,8 @@ def _ip(*arguments: str) -> None:
 class Nodes:
     """A head and workers, one namespace each; `close` ends all of it."""
 
-    def __init__(self, temp_dir: Path) -> None:
-        """A bridge without nodes; Ray's own files go below `temp_dir`."""
+    def __init__(self, temp_dir: Path, **settings: str) -> None:
+        """A bridge without nodes; Ray's own files go below `temp_dir`, `settings` are its own."""
         self.prefix, self.temp_dir = f"rr{secrets.token_hex(3)}", temp_dir
         # Without what another cluster of this machine says of itself.
         plain = {name: text for name, text in os.environ.items() if not name.startswith("RAY_")}
@@ -52,9 +52,9 @@ class Nodes:
         # What pytest has on its path, as the folder of its `conftest.py`.
         paths = [str(Path(__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
         path = {"PYTHONPATH": os.pathsep.join(paths)}
-        self.environment: Mapping[str, str] = {**plain, **token, **path}
+        self.environment: Mapping[str, str] = {**plain, **token, **path, **settings}
         self.namespaces: list[str] = []
-        self.processes: list[subprocess.Popen[bytes]] = []
+        self.processes: dict[int, subprocess.Popen[bytes]] = {}
         self.bridge = self._add_namespace("b")
         _ip("-n", self.bridge, "link", "add", "bridge", "type", "bridge")
         _ip("-n", self.bridge, "link", "set", "bridge", "up")
@@ -67,10 +67,14 @@ class Nodes:
     def address(self, index: int) -> str:
         return f"10.77.0.{index + 1}"
 
-    def start(self, labels: str, *, num_cpus: int, hidden: Sequence[Path] = ()) -> None:
-        """Add a node, the first as head, with folders of its own in place of the hidden ones."""
+    def add(self, labels: str, *, num_cpus: int, hidden: Sequence[Path] = ()) -> None:
+        """One more node, the first as head, with folders of its own in place of the hidden ones."""
         index = len(self.processes)
-        namespace = self._connect(index)
+        self._connect(index)
+        self.start(index, labels, num_cpus=num_cpus, hidden=hidden)
+
+    def start(self, index: int, labels: str, *, num_cpus: int, hidden: Sequence[Path] = ()) -> None:
+        """Ray on a node that has none, for the first time or again."""
         role = [f"--address={self.head}"]
         if index == 0:
             role = ["--head", f"--port={PORT}", f"--temp-dir={self.temp_dir}"]
@@ -85,15 +89,13 @@ class Nodes:
         mounts = [f"mount -t tmpfs tmpfs {folder}" for folder in hidden]
         script = " && ".join([*mounts, 'exec "$@"'])
         command = [sys.executable, "-m", "ray.scripts.scripts", "start", *options]
-        self.processes.append(
-            subprocess.Popen(
-                [*self.enter(index), "unshare", "--mount", "sh", "-c", script, "sh", *command],
-                stdout=(self.temp_dir / f"{namespace}.log").open("wb"),
-                stderr=subprocess.STDOUT,
-                stdin=subprocess.DEVNULL,
-                env=self.environment,
-                start_new_session=True,
-            )
+        self.processes[index] = subprocess.Popen(
+            [*self.enter(index), "unshare", "--mount", "sh", "-c", script, "sh", *command],
+            stdout=(self.temp_dir / f"{self.prefix}{index}.log").open("ab"),
+            stderr=subprocess.STDOUT,
+            stdin=subprocess.DEVNULL,
+            env=self.environment,
+            start_new_session=True,
         )
         if index == 0:
             self._wait_for_head()
@@ -103,10 +105,10 @@ class Nodes:
         return ["ip", "netns", "exec", f"{self.prefix}{index}"]
 
     def wait_for(self, number: int) -> None:
-        """Wait until so many nodes have joined."""
+        """Wait until so many nodes are there."""
         script = (
             f"import ray, time; ray.init(address='{self.head}', log_to_driver=False)\n"
-            f"while sum(node['Alive'] for node in ray.nodes()) < {number}: time.sleep(0.2)"
+            f"while sum(node['Alive'] for node in ray.nodes()) != {number}: time.sleep(0.2)"
         )
         subprocess.run(
             [*self.enter(0), sys.executable, "-c", script],
@@ -119,13 +121,23 @@ class Nodes:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
 
+    def cut_off(self, index: int) -> None:
+        """Unplug a node: its processes live on, and reach nobody."""
+        _ip("-n", self.bridge, "link", "set", f"plug{index}", "down")
+
+    def bring_back(self, index: int) -> None:
+        """Plug it in again, and wait until its Ray, which was given up meanwhile, has ended."""
+        _ip("-n", self.bridge, "link", "set", f"plug{index}", "up")
+        self.processes[index].wait(START_S)
+        self.lose(index)  # what it may have left
+
     def close(self) -> None:
         """End every process of every node at once, then the namespaces."""
         for name in self.namespaces:
             for pid in self._processes_in(name):
                 with suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
-        for process in self.processes:
+        for process in self.processes.values():
             process.wait(STOP_S)
         for name in self.namespaces:
             _ip("netns", "del", name)
@@ -142,14 +154,13 @@ class Nodes:
         _ip("-n", namespace, "link", "set", "lo", "up")
         return namespace
 
-    def _connect(self, index: int) -> str:
+    def _connect(self, index: int) -> None:
         namespace, plug = self._add_namespace(str(index)), f"plug{index}"
         _ip("-n", namespace, "link", "add", "wire0", "type", "veth", "peer", "name", plug)
         _ip("-n", namespace, "link", "set", plug, "netns", self.bridge)
         _ip("-n", self.bridge, "link", "set", plug, "master", "bridge", "up")
         _ip("-n", namespace, "addr", "add", f"{self.address(index)}/24", "dev", "wire0")
         _ip("-n", namespace, "link", "set", "wire0", "up")
-        return namespace
 
     def _wait_for_head(self) -> None:
         probe = f"import socket; socket.create_connection(('{self.address(0)}', {PORT}), 1)"

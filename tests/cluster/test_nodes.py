@@ -41,7 +41,7 @@ def nodes(tmp_path_factory) -> Iterator[tuple[Nodes, Path]]:
     try:
         for index, zone in enumerate(ZONES):
             disks = [hidden, temp_dir] if index else []
-            nodes.start(f"zone={zone}", num_cpus=3, hidden=disks)
+            nodes.add(f"zone={zone}", num_cpus=3, hidden=disks)
         yield nodes, hidden
     finally:
         nodes.close()
