@@ -8,17 +8,15 @@ from __future__ import annotations
 import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 from rlhf_ray.algorithms.kl import KLController
 from rlhf_ray.config.algorithm_table import ScoredModel
-from rlhf_ray.config.learners import LearnerConfig
 from rlhf_ray.config.online import OnlineConfig
-from rlhf_ray.config.placement import GroupConfig
 from rlhf_ray.data.order import TrainedRows, order_of
 from rlhf_ray.deadlines import in_thread, side_by_side
+from rlhf_ray.loops.batches import Batch, Scored, TrainedRole, plan_of
 from rlhf_ray.loops.checkpoints import Checkpoint
 from rlhf_ray.loops.evaluation import Evaluation
 from rlhf_ray.loops.keeper import Keeper
@@ -37,49 +35,18 @@ from rlhf_ray.loops.stopping import Stop
 from rlhf_ray.metrics import MetricsLog
 from rlhf_ray.metrics.clock import StepClock
 from rlhf_ray.metrics.usage import Usage, unknown_usage
-from rlhf_ray.packing import UpdatePlan, plan_update
-from rlhf_ray.roles.groups import Ref, RolloutGroup, SampleArrays, ScoredGroup
+from rlhf_ray.roles.groups import RolloutGroup, SampleArrays
 from rlhf_ray.roles.protocols import Roles
 from rlhf_ray.roles.reports import Metrics
 from rlhf_ray.rollouts.feed import Collected, Feed
 from rlhf_ray.rollouts.groups import trainable, trained_of
 from rlhf_ray.rollouts.journal import journal_of
 from rlhf_ray.rollouts.recorder import Recorder
-from rlhf_ray.shared_prompts import PromptShare
-from rlhf_ray.types import Prompt, RolloutSummary
+from rlhf_ray.types import Prompt
 
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Scored:
-    """What is known of a step's rollouts before the update.
-
-    Attributes:
-        sampled: All groups, with their scores.
-        trained: Groups with the samples that are trained. None are left where no reward applied to
-            any, where no group has enough of them to be compared, or where all were cut off and
-            those are masked.
-        experience: Of `trained`; None where nothing is left.
-        metrics: What was measured before the update, of all that was compared.
-    """
-
-    sampled: Sequence[ScoredGroup]
-    trained: Sequence[RolloutGroup] = ()
-    experience: Ref | None = None
-    metrics: Metrics = field(default_factory=dict)
-
-    @property
-    def summaries_B(self) -> list[RolloutSummary]:
-        """Of the samples that are trained, in the order of the experience."""
-        return [summary for group in self.trained for summary in group.summaries_G]
-
-    @property
-    def prompts_B(self) -> list[PromptShare]:
-        """What these begin with."""
-        return [share for group in self.trained for share in group.prompts_G]
 
 
 class OnlineLoop:
@@ -189,11 +156,11 @@ class OnlineLoop:
         with clock.phase("generate"):
             await self.roles.rollout.sleep(level=2)
         with clock.phase("score"):
-            scored = await self._score(collected)
+            scored = await self._score(step, collected)
             await offload(self.roles.reference, self.roles.reward)
         self._count_empty(step, scored)
         with clock.phase("update"):
-            updated = await self._update(step, scored, kl_coefficient)
+            updated = await self._update(scored, kl_coefficient)
         with clock.phase("publish"):
             published = await publish(self.roles, step)
         trained = {**updated, **scored.metrics}
@@ -227,7 +194,7 @@ class OnlineLoop:
         self.keeper.spans(step, [*used.spans, clock.whole(step=step, draws=draws)])
         return metrics
 
-    async def _score(self, collected: Collected) -> Scored:
+    async def _score(self, step: int, collected: Collected) -> Scored:
         """Everything that is known of the rollouts before the update, side by side."""
         roles = self.roles
         groups = [group for group in collected.groups if group.summaries_G]
@@ -248,14 +215,20 @@ class OnlineLoop:
         trained = trained_of(compared, self.config.algorithm.trains)
         if not trained:
             return Scored(sampled=sampled)
-        experience, metrics = await roles.experience.build(
+        plans = {role: plan_of(self.config, step, trained, role) for role in self._learning(step)}
+        experiences, metrics = await roles.experience.build(
             compared,
             old=by_policy.get("policy"),
             reference=by_policy.get("base", reference),
             values=values,
             kl_coefficient=self.kl.coefficient,
+            plans=list(plans.values()),
         )
-        return Scored(sampled=sampled, trained=trained, experience=experience, metrics=metrics)
+        batches = {
+            role: Batch(experience=experience, plan=plan)
+            for (role, plan), experience in zip(plans.items(), experiences, strict=True)
+        }
+        return Scored(sampled=sampled, trained=trained, batches=batches, metrics=metrics)
 
     async def _by_policy(self, groups: Sequence[RolloutGroup]) -> dict[ScoredModel, SampleArrays]:
         """Log-probabilities by the models that only the policy's ranks can score with."""
@@ -287,33 +260,24 @@ class OnlineLoop:
         """Not while the critic learns alone."""
         return step > self.config.value.warmup_steps
 
-    async def _update(self, step: int, scored: Scored, kl_coefficient: float) -> dict[str, float]:
-        """Policy and critic side by side, each on its own group."""
-        if not scored.trained:
-            return {}
-        experience, plan = scored.experience, partial(self._plan, step, scored)
-        learner = self.roles.policy if self._policy_learns(step) else None
-        updates = [
-            _optional(learner, "update", experience, plan("policy"), kl_coefficient),
-            _optional(self.roles.value, "update", experience, plan("value")),
-        ]
-        policy, value = await side_by_side(updates)
-        return prefixed("policy", policy or {}) | prefixed("value", value or {})
+    def _learning(self, step: int) -> list[TrainedRole]:
+        policy: list[TrainedRole] = ["policy"] if self._policy_learns(step) else []
+        return policy if self.roles.value is None else [*policy, "value"]
 
-    def _plan(self, step: int, scored: Scored, role: Literal["policy", "value"]) -> UpdatePlan:
-        learner: LearnerConfig = getattr(self.config, role)
-        group: GroupConfig = getattr(self.config.placement, role)
-        return plan_update(
-            [summary.num_tokens for summary in scored.summaries_B],
-            [summary.num_action_tokens for summary in scored.summaries_B],
-            data_parallel_size=group.ranks,
-            max_tokens_per_micro_batch=learner.max_tokens_per_micro_batch,
-            num_minibatches=self.config.algorithm.minibatches,
-            num_epochs=self.config.algorithm.epochs,
-            seed=self.config.seed * 1_000_003 + step,
-            padded=learner.padded,
-            prompts_B=scored.prompts_B if learner.shares_prompts else None,
+    async def _update(self, scored: Scored, kl_coefficient: float) -> dict[str, float]:
+        """Policy and critic side by side, each on its own group."""
+        updates = [self._train("policy", scored, kl_coefficient), self._train("value", scored)]
+        policy, value = await side_by_side(updates)
+        return prefixed("policy", policy) | prefixed("value", value)
+
+    async def _train(self, role: TrainedRole, scored: Scored, *coefficients: float) -> Metrics:
+        batch = scored.batches.get(role)
+        if batch is None:
+            return {}
+        metrics: Metrics = await getattr(self.roles, role).update(
+            batch.experience, batch.plan, *coefficients
         )
+        return metrics
 
     def _utilisation(self, step: int, scored: Scored, clock: StepClock) -> Metrics:
         """Of the policy's update, where there was one."""
