@@ -8,15 +8,17 @@ from __future__ import annotations
 import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing
+from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeAlias, TypeVar
 
 from rlhf_ray.algorithms.kl import KLController
 from rlhf_ray.config.algorithm_table import ScoredModel
+from rlhf_ray.config.learners import LearnerConfig
 from rlhf_ray.config.online import OnlineConfig
+from rlhf_ray.config.placement import GroupConfig
 from rlhf_ray.data.order import TrainedRows, order_of
 from rlhf_ray.deadlines import in_thread, side_by_side
-from rlhf_ray.loops.batches import Batch, Scored, TrainedRole, plan_of
 from rlhf_ray.loops.checkpoints import Checkpoint
 from rlhf_ray.loops.evaluation import Evaluation
 from rlhf_ray.loops.keeper import Keeper
@@ -27,6 +29,7 @@ from rlhf_ray.loops.report import (
     rollout_metrics,
     stop_if_diverged,
     stop_if_empty,
+    update_flops,
     utilisation,
 )
 from rlhf_ray.loops.sentinels import Sentinels, stop_if_alarmed
@@ -35,11 +38,12 @@ from rlhf_ray.loops.stopping import Stop
 from rlhf_ray.metrics import MetricsLog
 from rlhf_ray.metrics.clock import StepClock
 from rlhf_ray.metrics.usage import Usage, unknown_usage
-from rlhf_ray.roles.groups import RolloutGroup, SampleArrays
+from rlhf_ray.packing import UpdatePlan, plan_update
+from rlhf_ray.roles.groups import Ref, RolloutGroup, SampleArrays, ScoredGroup
 from rlhf_ray.roles.protocols import Roles
 from rlhf_ray.roles.reports import Metrics
 from rlhf_ray.rollouts.feed import Collected, Feed
-from rlhf_ray.rollouts.groups import trainable, trained_of
+from rlhf_ray.rollouts.groups import summaries_of, trainable, trained_of
 from rlhf_ray.rollouts.journal import journal_of
 from rlhf_ray.rollouts.recorder import Recorder
 from rlhf_ray.types import Prompt
@@ -47,6 +51,34 @@ from rlhf_ray.types import Prompt
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
+TrainedRole: TypeAlias = Literal["policy", "value"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """What one role trains on: experience, and a plan of which it is the rows."""
+
+    experience: Ref
+    plan: UpdatePlan
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scored:
+    """What is known of a step's rollouts before the update.
+
+    Attributes:
+        sampled: All groups, with their scores.
+        trained: Groups with the samples that are trained. None are left where no reward applied to
+            any, where no group has enough of them to be compared, or where all were cut off and
+            those are masked.
+        batches: Of `trained`, by the roles that learn from it; none where nothing is left.
+        metrics: What was measured before the update, of all that was compared.
+    """
+
+    sampled: Sequence[ScoredGroup]
+    trained: Sequence[RolloutGroup] = ()
+    batches: Mapping[TrainedRole, Batch] = field(default_factory=dict)
+    metrics: Metrics = field(default_factory=dict)
 
 
 class OnlineLoop:
@@ -165,7 +197,9 @@ class OnlineLoop:
             published = await publish(self.roles, step)
         trained = {**updated, **scored.metrics}
         if "policy/kl_ref" in trained and self._policy_learns(step):
-            self.kl.update(trained["policy/kl_ref"], num_sequences=len(scored.summaries_B))
+            self.kl.update(
+                trained["policy/kl_ref"], num_sequences=len(summaries_of(scored.trained))
+            )
         evaluated, used = await self._evaluate(step), await self.usage()
         runs_ahead = self.config.max_staleness > 0
         metrics = {
@@ -184,7 +218,7 @@ class OnlineLoop:
                 runs_ahead=runs_ahead,
             ),
             **self._ahead(collected),
-            **self._utilisation(step, scored, clock),
+            **self._utilisation(scored, clock),
             "rollout/empty_steps_in_a_row": float(self.num_empty_in_a_row),
             "policy/kl_coefficient": kl_coefficient,
             **publication_metrics(published, trained, runs_ahead=runs_ahead),
@@ -215,7 +249,7 @@ class OnlineLoop:
         trained = trained_of(compared, self.config.algorithm.trains)
         if not trained:
             return Scored(sampled=sampled)
-        plans = {role: plan_of(self.config, step, trained, role) for role in self._learning(step)}
+        plans = {role: self._plan(step, trained, role) for role in self._learning(step)}
         experiences, metrics = await roles.experience.build(
             compared,
             old=by_policy.get("policy"),
@@ -279,26 +313,34 @@ class OnlineLoop:
         )
         return metrics
 
-    def _utilisation(self, step: int, scored: Scored, clock: StepClock) -> Metrics:
-        """Of the policy's update, where there was one."""
-        if not scored.trained or not self._policy_learns(step):
-            return {}
-        num_flops = self.hardware.flops.of(
-            [summary.num_tokens for summary in scored.summaries_B],
-            num_scored=sum(summary.num_action_tokens for summary in scored.summaries_B),
-            again_B=self._prompts_again(scored),
+    def _plan(self, step: int, trained: Sequence[RolloutGroup], role: TrainedRole) -> UpdatePlan:
+        learner: LearnerConfig = getattr(self.config, role)
+        group: GroupConfig = getattr(self.config.placement, role)
+        summaries_B = summaries_of(trained)
+        return plan_update(
+            [summary.num_tokens for summary in summaries_B],
+            [summary.num_action_tokens for summary in summaries_B],
+            data_parallel_size=group.ranks,
+            max_tokens_per_micro_batch=learner.max_tokens_per_micro_batch,
+            num_minibatches=self.config.algorithm.minibatches,
+            num_epochs=self.config.algorithm.epochs,
+            seed=self.config.seed * 1_000_003 + step,
+            padded=learner.padded,
+            prompts_B=[share for group in trained for share in group.prompts_G]
+            if learner.shares_prompts
+            else None,
         )
+
+    def _utilisation(self, scored: Scored, clock: StepClock) -> Metrics:
+        """Of the policy's update, where there was one."""
+        if "policy" not in scored.batches:
+            return {}
+        num_flops = update_flops(self.hardware, scored.trained)
         return utilisation(
             self.hardware,
             num_flops=self.config.algorithm.epochs * num_flops,
             seconds=clock.seconds["update"],
         )
-
-    def _prompts_again(self, scored: Scored) -> list[int]:
-        """Tokens of prompts that are not computed for each of a group's samples."""
-        if not self.hardware.shares_prompts:
-            return []
-        return [s.num_prompt_tokens for group in scored.trained for s in group.summaries_G[1:]]
 
     async def _evaluate(self, step: int) -> dict[str, float]:
         every, last = self.config.eval.every, self.config.total_steps

@@ -27,19 +27,21 @@ def path(tmp_path_factory):
 
 @pytest.fixture
 def on_rank(path):
-    """A learner as one of two ranks has it, without the other."""
+    """A learner as one of two ranks has it, without the other, and a step's rows."""
+
+    settings = {
+        "model": {"path": str(path), "dtype": "float32"},
+        "max_tokens_per_micro_batch": 60,
+    }
 
     def make(name, rank, *, packed=True):
-        settings = {
-            "model": {"path": str(path), "dtype": "float32"},
-            "max_tokens_per_micro_batch": 60,
-        }
         learner = learner_of(name, settings, plain=True)
+        rows = step_of(name, learner).rows
         learner.engine.dims = ParallelDims(
             world_size=2, world_rank=rank, data_parallel_size=2, data_parallel_rank=rank
         )
         learner.model.mode = replace(learner.model.mode, packed=packed)
-        return learner
+        return learner, rows
 
     return make
 
@@ -63,8 +65,7 @@ def plan_of(rows):
 def test_an_update_is_the_same(name, rank, packed, on_rank):
     found = []
     for has_all in (True, False):
-        learner = on_rank(name, rank, packed=packed)
-        rows = step_of(name, learner).rows
+        learner, rows = on_rank(name, rank, packed=packed)
         plan = plan_of(rows)
         own = dealt(rows, plan)[rank]
         assert 0 < len(own.own) < len(rows)
@@ -81,9 +82,9 @@ def test_an_update_is_the_same(name, rank, packed, on_rank):
 @pytest.mark.parametrize("rank", [0, 1])
 @pytest.mark.parametrize("name", COEFFICIENTS)
 def test_a_pass_is_the_same(name, rank, packed, on_rank):
-    learner = on_rank(name, rank, packed=packed)
-    rollouts = [row.rollout for row in step_of(name, learner).rows]
-    plan = plan_of(step_of(name, learner).rows).minibatches[0].micro_batches_by_rank
+    learner, rows = on_rank(name, rank, packed=packed)
+    rollouts = [row.rollout for row in rows]
+    plan = plan_of(rows).minibatches[0].micro_batches_by_rank
     numbers = [row for micro_batch in plan[rank] for row in micro_batch]
     own = OwnRows(
         own={row: rollouts[row] for row in numbers},
