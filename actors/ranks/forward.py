@@ -62,8 +62,8 @@ class Pass:
 class OwnSamples:
     """What one rank works on in a pass.
 
-    A reference costs the driver, which owns it, a question of each rank that is given it, whether
-    that looks at it or not: no rank gets those of groups of which it has no sample.
+    It is given no reference that it does not fetch: Ray copies what is small into each reference,
+    and brings what is large to each node that asks.
 
     Attributes:
         samples: By their rows in the plan, in the order in which the rank works on them.

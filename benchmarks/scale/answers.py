@@ -59,6 +59,8 @@ class Received:
 
 # Bytes of an actor's handle: about as many as Ray's.
 HANDLE_BYTES = 1_000
+# What is larger lies in Ray's shared memory (`max_direct_call_object_size`).
+SMALL_BYTES = 100 * 1024
 
 
 class Spent:
@@ -97,7 +99,8 @@ class Answer:
 
     Attributes:
         value: What it refers to.
-        fetched: What it costs whoever fetches it.
+        fetched: What whoever is given it gets by it.
+        num_copied: Bytes that are in the reference itself, as with Ray: all of a small object.
         met: References that were pickled since it was last cleared.
     """
 
@@ -109,6 +112,7 @@ class Answer:
     ) -> None:
         self.value, self.number = value, next(self.numbers) if number is None else number
         self.fetched = Received(num_references=1) + (holds or Received())
+        self.num_copied = 0
 
     @classmethod
     def laid_down(cls, value: Any) -> Answer:
@@ -119,15 +123,22 @@ class Answer:
     def stored(cls, value: Any) -> Answer:
         """What an actor leaves in the store: the driver does not pickle it."""
         num_bytes = len(pickle.dumps(value, protocol=pickle.HIGHEST_PROTOCOL))
-        return cls(value, holds=Received(num_bytes=num_bytes))
+        is_small = num_bytes <= SMALL_BYTES
+        answer = cls(value, holds=Received(num_bytes=0 if is_small else num_bytes))
+        answer.num_copied = num_bytes if is_small else 0
+        return answer
 
     def __reduce__(self) -> Any:
         self.met.append(self)
-        return Answer, (None, self.number)
+        return _of_another, (self.number, bytes(self.num_copied))
 
     def __await__(self) -> Generator[Any, None, Any]:
         yield from asyncio.sleep(0).__await__()
         return self.value
+
+
+def _of_another(number: int, copied: bytes) -> Answer:
+    return Answer(copied, number)
 
 
 @dataclass(frozen=True, kw_only=True)

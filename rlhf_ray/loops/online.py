@@ -308,9 +308,8 @@ class OnlineLoop:
         batch = scored.batches.get(role)
         if batch is None:
             return {}
-        metrics: Metrics = await getattr(self.roles, role).update(
-            batch.experience, batch.plan, *coefficients
-        )
+        learner = getattr(self.roles, role)
+        metrics: Metrics = await learner.update(batch.experience, batch.plan, *coefficients)
         return metrics
 
     def _plan(self, step: int, trained: Sequence[RolloutGroup], role: TrainedRole) -> UpdatePlan:
