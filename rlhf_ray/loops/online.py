@@ -192,7 +192,7 @@ class OnlineLoop:
             await offload(self.roles.reference, self.roles.reward)
         self._count_empty(step, scored)
         with clock.phase("update"):
-            updated = await self._update(scored, kl_coefficient)
+            updated = await self._update(step, scored, kl_coefficient)
         with clock.phase("publish"):
             published = await publish(self.roles, step)
         trained = {**updated, **scored.metrics}
@@ -298,18 +298,18 @@ class OnlineLoop:
         policy: list[TrainedRole] = ["policy"] if self._policy_learns(step) else []
         return policy if self.roles.value is None else [*policy, "value"]
 
-    async def _update(self, scored: Scored, kl_coefficient: float) -> dict[str, float]:
+    async def _update(self, step: int, scored: Scored, kl_coefficient: float) -> dict[str, float]:
         """Policy and critic side by side, each on its own group."""
-        updates = [self._train("policy", scored, kl_coefficient), self._train("value", scored)]
-        policy, value = await side_by_side(updates)
-        return prefixed("policy", policy) | prefixed("value", value)
-
-    async def _train(self, role: TrainedRole, scored: Scored, *coefficients: float) -> Metrics:
-        batch = scored.batches.get(role)
-        if batch is None:
+        if not scored.trained:
             return {}
-        learner = getattr(self.roles, role)
-        metrics: Metrics = await learner.update(batch.experience, batch.plan, *coefficients)
+        learning, coefficients = self._learning(step), {"policy": [kl_coefficient], "value": []}
+        updates: list[Awaitable[Metrics]] = []
+        for role in learning:
+            batch, learner = scored.batches[role], getattr(self.roles, role)
+            updates.append(learner.update(batch.experience, batch.plan, *coefficients[role]))
+        metrics: dict[str, float] = {}
+        for role, told in zip(learning, await side_by_side(updates), strict=True):
+            metrics |= prefixed(role, told)
         return metrics
 
     def _plan(self, step: int, trained: Sequence[RolloutGroup], role: TrainedRole) -> UpdatePlan:
