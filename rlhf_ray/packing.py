@@ -59,6 +59,11 @@ class UpdatePlan:
 
     minibatches: tuple[MinibatchPlan, ...]
 
+    @property
+    def num_ranks(self) -> int:
+        """Into how many parts the rows are dealt out."""
+        return len(self.minibatches[0].micro_batches_by_rank)
+
 
 def plan_update(
     lengths_B: Sequence[int],

@@ -180,6 +180,11 @@ class Experience:
     advantages_T: FloatArray
     returns_T: FloatArray
 
+    @property
+    def num_tokens(self) -> int:
+        """Of its rollout: prompt and response together."""
+        return self.rollout.num_tokens
+
 
 @dataclass(frozen=True, kw_only=True)
 class Score:

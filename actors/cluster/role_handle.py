@@ -36,6 +36,19 @@ def put(value: T) -> T:
     return reference  # type: ignore[no-any-return]
 
 
+@dataclass(frozen=True, kw_only=True)
+class _EachOwn:
+    """An argument that differs from rank to rank."""
+
+    by_rank: Sequence[Any]
+
+
+def each_own(by_rank: Sequence[T]) -> T:
+    """An argument of a call to all, of which each rank gets its own."""
+    argument: Any = _EachOwn(by_rank=by_rank)
+    return argument  # type: ignore[no-any-return]
+
+
 class ComputingActor(Protocol):
     """An actor that computes in turn with those on the same GPU or the same cores."""
 
@@ -218,7 +231,7 @@ class RoleHandle(Generic[A]):
             asked = self.present if only is None else [only]
             if not asked:
                 return []
-            refs = [self.start(method, rank)(*arguments, **keywords) for rank in asked]
+            refs = [self._ask(method, rank, arguments, keywords) for rank in asked]
             return await self.answers(refs, method.__name__, timeout_s=timeout_s, ranks=asked)
 
         return ask
@@ -237,7 +250,7 @@ class RoleHandle(Generic[A]):
 
         async def ask(*arguments: P.args, **keywords: P.kwargs) -> list[tuple[T, *tuple[Any, ...]]]:
             parts = [
-                self.start(method, rank, num_returns=num_parts)(*arguments, **keywords)
+                self._ask(method, rank, arguments, keywords, num_returns=num_parts)
                 for rank in range(len(self))
             ]
             firsts = [first for first, *_ in parts]
@@ -245,6 +258,19 @@ class RoleHandle(Generic[A]):
             return [(answer, *others) for answer, (_, *others) in zip(answers, parts, strict=True)]
 
         return ask
+
+    def _ask(
+        self,
+        method: Callable[..., Any],
+        rank: int,
+        arguments: Sequence[Any],
+        keywords: Mapping[str, Any],
+        *,
+        num_returns: int = 1,
+    ) -> Any:
+        """One of the actors that are all called: see `each_own`."""
+        own = [a.by_rank[rank] if isinstance(a, _EachOwn) else a for a in arguments]
+        return self.start(method, rank, num_returns=num_returns)(*own, **keywords)
 
     def start(
         self, method: Callable[Concatenate[A, P], Any], rank: int, *, num_returns: int = 1

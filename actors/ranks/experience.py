@@ -5,12 +5,15 @@ from __future__ import annotations
 import importlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain, islice
 from typing import TYPE_CHECKING, Any
 
 from actors.cluster.role_handle import RoleHandle
 from actors.ranks.rank import Rank
 from rlhf_ray.config.fault_tolerance import TimeoutConfig
 from rlhf_ray.metrics.spans import recorded
+from rlhf_ray.own_rows import dealt
+from rlhf_ray.packing import UpdatePlan
 from rlhf_ray.roles.groups import Ref, SampleArrays, SampleId, ScoredGroup
 from rlhf_ray.roles.reports import Metrics
 from rlhf_ray.types import Score
@@ -36,8 +39,12 @@ class ExperienceRank(Rank):
         values: SampleArrays | None,
         kl_coefficient: float,
         spec: ExperienceSpec,
-    ) -> tuple[Metrics, Any]:
-        """Metrics for the controller and the experience itself, as two objects."""
+        plans: Sequence[UpdatePlan],
+    ) -> tuple[Metrics, *tuple[Any, ...]]:
+        """Metrics for the controller, and for each rank of each plan what it trains on.
+
+        Each is an object of its own: a rank fetches no other's.
+        """
         from rlhf_ray.experience.build import build_experience
 
         rollouts, samples_B = self.fetch(refs), list(scores)
@@ -50,7 +57,9 @@ class ExperienceRank(Rank):
             kl_coefficient=kl_coefficient,
             spec=spec,
         )
-        return built.metrics, built.experience_B
+        return built.metrics, *chain.from_iterable(
+            dealt(built.experience_B, plan) for plan in plans
+        )
 
 
 @dataclass(eq=False)
@@ -69,16 +78,24 @@ class ExperienceGroup:
         reference: SampleArrays | None,
         values: SampleArrays | None,
         kl_coefficient: float,
-    ) -> tuple[Ref, Metrics]:
-        """A reference to the step's experience, and metrics."""
+        plans: Sequence[UpdatePlan],
+    ) -> tuple[list[Sequence[Ref]], Metrics]:
+        """For each plan a reference to what each of its ranks trains on, and metrics."""
         scores = {
             sample: score
             for scored in groups
             for sample, score in zip(scored.group.samples_G, scored.scores_G, strict=True)
         }
         refs = [scored.group.rollouts for scored in groups]
-        build = self.actors.call_in_parts(ExperienceRank.build, timeout_s=self.timeouts.call_s)
-        [(metrics, experience)] = await build(
-            refs, scores, old, reference, values, kl_coefficient, self.spec
+        different = list(dict.fromkeys(plans))  # of policy and critic they are often the same
+        build = self.actors.call_in_parts(
+            ExperienceRank.build,
+            timeout_s=self.timeouts.call_s,
+            num_parts=1 + sum(plan.num_ranks for plan in different),
         )
-        return experience, metrics
+        [(metrics, *parts)] = await build(
+            refs, scores, old, reference, values, kl_coefficient, self.spec, different
+        )
+        left = iter(parts)
+        by_plan = {plan: list(islice(left, plan.num_ranks)) for plan in different}
+        return [by_plan[plan] for plan in plans], metrics

@@ -7,8 +7,12 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import Any, Concatenate, TypeVar
 
-from actors.cluster.role_handle import RoleHandle, put
+import numpy as np
+import numpy.typing as npt
+
+from actors.cluster.role_handle import RoleHandle, each_own, put
 from rlhf_ray.config.learners import ForwardConfig
+from rlhf_ray.own_rows import OwnRows
 from rlhf_ray.packing import RankedMicroBatches, plan_forward
 from rlhf_ray.roles.groups import Ref, RolloutGroup, SampleArrays, SampleId
 from rlhf_ray.shared_prompts import planned_tokens
@@ -23,13 +27,11 @@ class Pass:
     """One pass over B samples, as every rank of a group gets it.
 
     Attributes:
-        refs: Of the groups' rollouts.
-        samples_B: The rows of the plan.
+        lengths_B: Tokens of the rows of the plan.
         plan: Rank -> micro-batch -> row.
     """
 
-    refs: tuple[Ref, ...]
-    samples_B: tuple[SampleId, ...]
+    lengths_B: npt.NDArray[np.int32]
     plan: RankedMicroBatches
 
     @classmethod
@@ -41,12 +43,11 @@ class Pass:
         data_parallel_size: int,
     ) -> Pass:
         """A pass over all samples of groups, by their lengths."""
-        summaries_B = [summary for group in groups for summary in group.summaries_G]
+        lengths_B = [summary.num_tokens for group in groups for summary in group.summaries_G]
         return cls(
-            refs=tuple(group.rollouts for group in groups),
-            samples_B=tuple(sample for group in groups for sample in group.samples_G),
+            lengths_B=np.array(lengths_B, dtype=np.int32),
             plan=plan_forward(
-                [summary.num_tokens for summary in summaries_B],
+                lengths_B,
                 data_parallel_size=data_parallel_size,
                 max_tokens_per_micro_batch=config.max_tokens_per_micro_batch,
                 padded=config.padded,
@@ -56,19 +57,50 @@ class Pass:
             ),
         )
 
-    def rows(self, rollouts: Mapping[SampleId, Rollout]) -> list[Rollout]:
-        """All rows of the plan."""
-        return [rollouts[sample] for sample in self.samples_B]
 
-    def by_sample(self, rank: int, scored: Sequence[T]) -> dict[SampleId, T]:
-        """A rank's answers about its rows, in the order in which the plan names them."""
-        samples = [self.samples_B[row] for row in rows_of(self.plan[rank])]
-        return dict(zip(samples, scored, strict=True))
+@dataclass(frozen=True, kw_only=True)
+class OwnSamples:
+    """What one rank works on in a pass.
+
+    It is given no reference that it does not fetch: Ray copies what is small into each reference,
+    and brings what is large to each node that asks.
+
+    Attributes:
+        samples: By their rows in the plan, in the order in which the rank works on them.
+        refs: Of the rollouts of their groups.
+    """
+
+    samples: Mapping[int, SampleId]
+    refs: tuple[Ref, ...]
+
+    @classmethod
+    def dealt(cls, groups: Sequence[RolloutGroup], plan: RankedMicroBatches) -> list[OwnSamples]:
+        """Those of each rank, by a plan over all samples of groups."""
+        samples_B = [sample for group in groups for sample in group.samples_G]
+        group_B = [number for number, group in enumerate(groups) for _ in group.samples_G]
+        return [
+            cls(
+                samples={row: samples_B[row] for row in rows},
+                refs=tuple(
+                    groups[number].rollouts for number in sorted({group_B[r] for r in rows})
+                ),
+            )
+            for rows in map(rows_of, plan)
+        ]
+
+    def rows(self, rollouts: Mapping[SampleId, Rollout], work: Pass) -> OwnRows[Rollout]:
+        """All rows of the plan, as this rank has them."""
+        own = {row: rollouts[sample] for row, sample in self.samples.items()}
+        return OwnRows(own=own, lengths_B=work.lengths_B)
+
+    def answers(self, scored: Sequence[T]) -> dict[SampleId, T]:
+        """The rank's answers about its rows, which come in their order."""
+        return dict(zip(self.samples.values(), scored, strict=True))
 
 
 async def forward(
     ranks: RoleHandle[A],
-    method: Callable[Concatenate[A, Pass, ...], tuple[int, *tuple[Any, ...]]],
+    method: Callable[Concatenate[A, Pass, OwnSamples, ...], tuple[int, *tuple[Any, ...]]],
     groups: Sequence[RolloutGroup],
     config: ForwardConfig,
     *arguments: Any,
@@ -77,13 +109,15 @@ async def forward(
 ) -> list[SampleArrays]:
     """An inference pass over groups; each rank leaves its arrays in the object store.
 
-    `method` takes the pass, `arguments`, and gives `num_arrays` of them, each by sample.
+    `method` takes the pass, the rank's samples, `arguments`, and gives `num_arrays` of them, each
+    by sample.
     """
     work = Pass.over(groups, config, data_parallel_size=len(ranks))
+    own = each_own(OwnSamples.dealt(groups, work.plan))
     async with ranks.turn(timeout_s=timeout_s):
         # How many rows there are says that the arrays are there, which stay where they are.
         passed = ranks.call_in_parts(method, timeout_s=timeout_s, num_parts=1 + num_arrays)
-        answers = await passed(put(work), *arguments)
+        answers = await passed(put(work), own, *arguments)
     return [[arrays[index] for _, *arrays in answers] for index in range(num_arrays)]
 
 

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 import ray
 
 from actors.cluster.network import HeldPort
-from actors.cluster.role_handle import put
+from actors.cluster.role_handle import each_own, put
 from actors.cluster.role_spec import control
-from actors.ranks.forward import Pass, by_row, forward
+from actors.ranks.forward import OwnSamples, Pass, by_row, forward
 from actors.ranks.group import TrainedGroup
 from actors.ranks.hosting import HostingRank
 from actors.weights.probe import GapLimits, gap_of, largest_of
@@ -66,12 +66,12 @@ class PolicyRank(HostingRank):
         return by_row(one, [scored])
 
     def logprobs_by_model(
-        self, work: Pass, models: Sequence[ScoredModel]
+        self, work: Pass, own: OwnSamples, models: Sequence[ScoredModel]
     ) -> tuple[int, *tuple[Any, ...]]:
         """How many rows are this rank's, and by each model an array for each, by its sample."""
-        rollouts = work.rows(self.fetch(work.refs))
-        by_model = self._to_read().logprobs_of(rollouts, work.plan, models)
-        return len(by_model[0]), *(work.by_sample(self.rank, scored) for scored in by_model)
+        rows = own.rows(self.fetch(own.refs), work)
+        by_model = self._to_read().logprobs_of(rows, work.plan, models)
+        return len(by_model[0]), *(own.answers(scored) for scored in by_model)
 
     def rendezvous(self) -> tuple[str, int]:
         """An address on this node that is kept for the engines' connection until `connect`."""
@@ -134,9 +134,11 @@ class PolicyGroup(TrainedGroup[PolicyRank]):
             num_arrays=len(models),
         )
 
-    async def update(self, experience: Ref, plan: UpdatePlan, kl_coefficient: float) -> Metrics:
+    async def update(
+        self, experience: Sequence[Ref], plan: UpdatePlan, kl_coefficient: float
+    ) -> Metrics:
         """Epochs times minibatches of the policy loss."""
-        return await self._update(experience, put(plan), kl_coefficient)
+        return await self._update(each_own(experience), put(plan), kl_coefficient)
 
     def publish_to(
         self,

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from actors.ranks.forward import Pass, forward
+from actors.ranks.forward import OwnSamples, Pass, forward
 from actors.ranks.group import RankGroup, answer_logps
 from actors.ranks.hosting import HostingRank
 from rlhf_ray.config.learners import ReferenceConfig
@@ -19,10 +19,10 @@ class ReferenceRank(HostingRank):
     """One rank of the reference's group."""
 
     @recorded
-    def logprobs(self, work: Pass) -> tuple[int, Any]:
+    def logprobs(self, work: Pass, own: OwnSamples) -> tuple[int, Any]:
         """How many rows are this rank's, and an array for each, by its sample."""
-        scored = self._to_read().logprobs(work.rows(self.fetch(work.refs)), work.plan)
-        return len(scored), work.by_sample(self.rank, scored)
+        scored = self._to_read().logprobs(own.rows(self.fetch(own.refs), work), work.plan)
+        return len(scored), own.answers(scored)
 
 
 @dataclass(kw_only=True, eq=False)

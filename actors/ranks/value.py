@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from actors.cluster.role_handle import put
-from actors.ranks.forward import Pass, forward
+from actors.cluster.role_handle import each_own, put
+from actors.ranks.forward import OwnSamples, Pass, forward
 from actors.ranks.group import TrainedGroup
 from actors.ranks.hosting import HostingRank
 from rlhf_ray.metrics.spans import recorded
@@ -19,10 +19,10 @@ class ValueRank(HostingRank):
     """One rank of the critic's group."""
 
     @recorded
-    def values(self, work: Pass) -> tuple[int, Any]:
+    def values(self, work: Pass, own: OwnSamples) -> tuple[int, Any]:
         """How many rows are this rank's, and an array for each, by its sample."""
-        scored = self._to_read().values(work.rows(self.fetch(work.refs)), work.plan)
-        return len(scored), work.by_sample(self.rank, scored)
+        scored = self._to_read().values(own.rows(self.fetch(own.refs), work), work.plan)
+        return len(scored), own.answers(scored)
 
 
 class ValueGroup(TrainedGroup[ValueRank]):
@@ -35,6 +35,6 @@ class ValueGroup(TrainedGroup[ValueRank]):
         )
         return values
 
-    async def update(self, experience: Ref, plan: UpdatePlan) -> Metrics:
+    async def update(self, experience: Sequence[Ref], plan: UpdatePlan) -> Metrics:
         """Epochs times minibatches of the value loss."""
-        return await self._update(experience, put(plan))
+        return await self._update(each_own(experience), put(plan))

@@ -8,7 +8,8 @@ Ray's object store is pickled as Ray does it; Ray's own work for a call is not t
 groups of eight samples a step, so that a step on 512 has 16,384. Half of the GPUs train, a quarter
 samples and a quarter holds the reference.
 
-The result as JSON: the driver's CPU seconds a group on most GPUs, over those on fewest.
+The result as JSON: the driver's CPU seconds a group on most GPUs, over those on fewest; and what a
+rank of a role is given in a step, and fetches: bytes, and references to objects in Ray's store.
 """
 
 from __future__ import annotations
@@ -17,16 +18,18 @@ import argparse
 import asyncio
 import json
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from statistics import median
+from statistics import fmean, median
 from typing import Any
 
 import ray
 
+from actors.cluster.role_handle import RoleHandle
 from actors.pool.clocks import Clocks
 from actors.pool.usage import usage_of
-from benchmarks.scale.answers import SPENT, Answer, Cost
+from benchmarks.scale.answers import SPENT, Answer, Cost, Received
 from benchmarks.scale.roles import NEW_TOKENS, PROMPT_TOKENS, SAMPLES, handles_of, roles_of
 from rlhf_ray.config.online import GrpoConfig
 from rlhf_ray.loops.evaluation import Evaluation
@@ -39,6 +42,7 @@ from rlhf_ray.types import Prompt
 GOAL = 1.2
 GPUS = (4, 64, 512)
 GROUPS_PER_GPU = 4
+RECEIVERS = ("policy", "reference", "experience")
 # Of each run's steps the first one warms up.
 ROUNDS, STEPS = 2, 3
 
@@ -60,11 +64,12 @@ def drivers_cost(
     """
     by_gpus: dict[int, list[float]] = {num: [] for num in gpus}
     sent: dict[int, float] = {}
+    received: dict[int, Mapping[str, Received]] = {}
     for _ in range(rounds):
         for num, found in by_gpus.items():
-            cost = cost_of_a_group(num, steps=steps)
-            found.append(cost.seconds)
-            sent[num] = cost.num_bytes
+            step = cost_of_a_step(num, steps=steps)
+            found.append(step.of_group.seconds)
+            sent[num], received[num] = step.of_group.num_bytes, step.received
     pairs = list(zip(by_gpus[gpus[-1]], by_gpus[gpus[0]], strict=True))
     ratio = median(most / fewest for most, fewest in pairs)
     return {
@@ -74,17 +79,41 @@ def drivers_cost(
         "pairs": pairs,
         "seconds_a_group": {num: median(found) for num, found in by_gpus.items()},
         "bytes_a_group": sent,
+        "bytes_a_rank": {
+            num: {role: round(of_rank.num_bytes) for role, of_rank in of_ranks.items()}
+            for num, of_ranks in received.items()
+        },
+        "references_a_rank": {
+            num: {role: round(of_rank.num_references) for role, of_rank in of_ranks.items()}
+            for num, of_ranks in received.items()
+        },
     }
 
 
-def cost_of_a_group(num_gpus: int, *, steps: int) -> Cost:
-    """The median over steps but for the first, of which a group has its share."""
+@dataclass(frozen=True, kw_only=True)
+class StepCost:
+    """What a step costs.
+
+    Attributes:
+        of_group: The driver: each of the step's groups has its share.
+        received: By role, a rank of it, in the mean over its ranks.
+    """
+
+    of_group: Cost
+    received: Mapping[str, Received]
+
+
+def cost_of_a_step(num_gpus: int, *, steps: int) -> StepCost:
+    """The driver's in the median over steps but for the first, the ranks' of the last one."""
     with tempfile.TemporaryDirectory() as folder:
         config = _config(Path(folder), num_gpus, steps)
         costs = asyncio.run(_run(config))[1:]
-    return Cost(
-        seconds=median(cost.seconds for cost in costs) / config.prompts_per_step,
-        num_bytes=median(cost.num_bytes for cost in costs) / config.prompts_per_step,
+    return StepCost(
+        of_group=Cost(
+            seconds=median(cost.of_group.seconds for cost in costs) / config.prompts_per_step,
+            num_bytes=median(cost.of_group.num_bytes for cost in costs) / config.prompts_per_step,
+        ),
+        received=costs[-1].received,
     )
 
 
@@ -110,25 +139,27 @@ def _config(run_dir: Path, num_gpus: int, steps: int) -> GrpoConfig:
     )
 
 
-async def _run(config: GrpoConfig) -> list[Cost]:
-    """What each step costs."""
+async def _run(config: GrpoConfig) -> list[StepCost]:
+    """What each step costs, all of its groups together."""
     put, ray.put = ray.put, Answer.laid_down
-    costs: list[Cost] = []
+    costs: list[StepCost] = []
     try:
         handles = handles_of(config)
         clocks, before = Clocks(own="driver"), SPENT.so_far()
+        received = _received(handles)
 
         async def usage() -> Any:
-            nonlocal before
+            nonlocal before, received
             used = await usage_of(list(handles.values()), clocks, timeout_s=60.0)
             now = SPENT.so_far()
-            costs.append(
-                Cost(
-                    seconds=now.seconds - before.seconds,
-                    num_bytes=now.num_bytes - before.num_bytes,
-                )
+            cost = Cost(
+                seconds=now.seconds - before.seconds, num_bytes=now.num_bytes - before.num_bytes
             )
-            before = now
+            with SPENT.elsewhere():
+                until_now = _received(handles)
+                of_step = {role: got.since(received[role]) for role, got in until_now.items()}
+            costs.append(StepCost(of_group=cost, received=of_step))
+            before, received = now, until_now
             return used
 
         prompts = [
@@ -145,6 +176,17 @@ async def _run(config: GrpoConfig) -> list[Cost]:
     finally:
         ray.put = put
     return costs[1:]  # what comes before the first step is none of it
+
+
+def _received(handles: Mapping[str, RoleHandle[Any]]) -> dict[str, Received]:
+    """What a rank of each role that rows come to was given so far, in the mean."""
+    return {
+        role: Received(
+            num_bytes=fmean(actor.received.num_bytes for actor in handles[role].actors),
+            num_references=fmean(actor.received.num_references for actor in handles[role].actors),
+        )
+        for role in RECEIVERS
+    }
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from actors.cluster.role_handle import RoleHandle
 from actors.engines.replica_set import ReplicaSet
 from actors.engines.samples import Ending
 from actors.ranks.experience import ExperienceGroup
+from actors.ranks.forward import OwnSamples
 from actors.ranks.policy import PolicyGroup
 from actors.ranks.reference import ReferenceGroup
 from actors.ranks.reward import RewardGroup
@@ -20,17 +21,19 @@ from actors.ranks.reward_worker import LoadedFunctions
 from actors.ranks.reward_workers import RewardWorkers
 from actors.weights.probe import EXACT
 from actors.weights.sync_spec import Sent, SyncSpec
-from benchmarks.scale.answers import SPENT, Actor, Answer
+from benchmarks.scale.answers import SPENT, Actor, Answer, Parts
 from rlhf_ray.config.online import GrpoConfig
 from rlhf_ray.errors import ActorDied
 from rlhf_ray.metrics.usage import UpdateFlops
-from rlhf_ray.roles.groups import RolloutGroup
+from rlhf_ray.own_rows import dealt
+from rlhf_ray.roles.groups import RolloutGroup, SampleId
 from rlhf_ray.roles.protocols import Roles
 from rlhf_ray.roles.reports import Hardware
 from rlhf_ray.specs import ExperienceSpec
-from rlhf_ray.types import Rollout, RolloutSummary
+from rlhf_ray.types import Experience, Prompt, Rollout, RolloutSummary, Score
 
 SAMPLES, PROMPT_TOKENS, NEW_TOKENS = 8, 64, 64
+PROMPT = Prompt(prompt_id="p", token_ids_T=tuple(range(PROMPT_TOKENS)), text="a prompt")
 
 
 class Engine(Actor):
@@ -40,22 +43,23 @@ class Engine(Actor):
         super().__init__(finished=self._finished, logprobs=lambda *_: [])
         self._lengths = np.random.Generator(np.random.PCG64(rank))
 
-    def _finished(self, draw: int) -> list[RolloutSummary]:
-        return [
+    def _finished(self, draw: int) -> Parts:
+        lengths = self._lengths.integers(1, NEW_TOKENS, size=SAMPLES, endpoint=True).tolist()
+        summaries = [
             RolloutSummary(
                 sample=sample,
                 num_prompt_tokens=PROMPT_TOKENS,
-                num_response_tokens=int(length),
-                num_action_tokens=int(length),
+                num_response_tokens=length,
+                num_action_tokens=length,
                 finish_reason="stop",
                 version_min=0,
                 version_max=0,
                 version_sum=0,
             )
-            for sample, length in enumerate(
-                self._lengths.integers(1, NEW_TOKENS, size=SAMPLES, endpoint=True)
-            )
+            for sample, length in enumerate(lengths)
         ]
+        rollouts = [_rollout(PROMPT, draw, sample, num) for sample, num in enumerate(lengths)]
+        return Parts(first=summaries, others=[rollouts])
 
 
 class Store:
@@ -65,7 +69,13 @@ class Store:
         """The samples of groups, made on the spot."""
         with SPENT.elsewhere():
             sent = pickle.dumps(
-                [[_rollout(g, sample) for sample in range(SAMPLES)] for g in groups]
+                [
+                    [
+                        _rollout(group.prompt, group.draw, s.sample, s.num_response_tokens)
+                        for s in group.summaries_G
+                    ]
+                    for group in groups
+                ]
             )
         rollouts: list[list[Rollout]] = pickle.loads(sent)
         return rollouts
@@ -75,11 +85,10 @@ class Store:
         return Answer.laid_down(rollouts)
 
 
-def _rollout(group: RolloutGroup, sample: int) -> Rollout:
-    length = group.summaries_G[sample].num_response_tokens
+def _rollout(prompt: Prompt, draw: int, sample: int, length: int) -> Rollout:
     return Rollout(
-        prompt=group.prompt,
-        draw=group.draw,
+        prompt=prompt,
+        draw=draw,
         sample=sample,
         response_ids_T=np.zeros(length, dtype=np.int32),
         logprobs_T=np.zeros(length, dtype=np.float32),
@@ -87,6 +96,35 @@ def _rollout(group: RolloutGroup, sample: int) -> Rollout:
         action_mask_T=np.ones(length, dtype=np.bool_),
         finish_reason="stop",
         text="an answer",
+    )
+
+
+def _scored(work: Answer, own: OwnSamples) -> Parts:
+    """A rank's log-probabilities of its samples."""
+    rollouts = {(r.draw, r.sample): r for ref in own.refs for r in ref.value}
+    return Parts(
+        first=len(own.samples),
+        others=[{sample: rollouts[sample].logprobs_T for sample in own.samples.values()}],
+    )
+
+
+def _built(refs: Sequence[Answer], scores: Mapping[SampleId, Score], *others: Any) -> Parts:
+    """The experience of samples, each rank's by itself."""
+    rollouts = {(r.draw, r.sample): r for ref in refs for r in ref.value}
+    rows = [_experience(rollouts[sample]) for sample in scores]
+    *_, plans = others
+    return Parts(first={}, others=[part for plan in plans for part in dealt(rows, plan)])
+
+
+def _experience(rollout: Rollout) -> Experience:
+    columns = [np.zeros_like(rollout.logprobs_T) for _ in range(5)]
+    return Experience(
+        rollout=rollout,
+        old_logprobs_T=columns[0],
+        reference_logprobs_T=columns[1],
+        values_T=columns[2],
+        advantages_T=columns[3],
+        returns_T=columns[4],
     )
 
 
@@ -101,7 +139,6 @@ def handles_of(config: GrpoConfig) -> dict[str, RoleHandle[Any]]:
     policy = {
         "hardware": lambda: Hardware(flops=flops, device_name="cpu", num_devices=1),
         "update": lambda *_: {"loss": 0.0, "grad_norm": 1.0, "lr": 1e-6, "skipped_in_a_row": 0.0},
-        "logprobs": lambda *_: 1,
         "publish": lambda *_: Sent(num_bytes=1),
         "logprobs_of": lambda *_: [],
         "rendezvous": lambda: ("127.0.0.1", 1),
@@ -120,11 +157,11 @@ def handles_of(config: GrpoConfig) -> dict[str, RoleHandle[Any]]:
     return {
         "policy": handle("policy", lambda _: Actor(**policy), groups["policy"].ranks),
         "reference": handle(
-            "reference", lambda _: Actor(logprobs=lambda *_: 1), groups["reference"].ranks
+            "reference", lambda _: Actor(logprobs=_scored), groups["reference"].ranks
         ),
         "rollout": handle("rollout", Engine, groups["rollout"].ranks),
         "reward_worker": handle("reward_worker", lambda _: Actor(**worker), 1),
-        "experience": handle("experience", lambda _: Actor(build=lambda *_: {}), 1),
+        "experience": handle("experience", lambda _: Actor(build=_built), 1),
     }
 
 

@@ -25,6 +25,7 @@ from rlhf_ray.models.batch import TokenBatch
 from rlhf_ray.models.check import own_outcome, sample_row, settle
 from rlhf_ray.models.kernels import compile_layers
 from rlhf_ray.models.modes import CheckedModel
+from rlhf_ray.own_rows import OtherRow
 from rlhf_ray.packing import MinibatchPlan, RankedMicroBatches, UpdatePlan
 from rlhf_ray.roles.reports import Evaluated
 from rlhf_ray.specs import Job, PolicySpec, SupervisedSpec, ValueSpec
@@ -127,9 +128,9 @@ class ExperienceLearner(Learner):
         )
 
     def _update_on(
-        self, rows: Sequence[Experience], plan: UpdatePlan, loss_of: MicroBatchLoss
+        self, rows: Sequence[Experience | OtherRow], plan: UpdatePlan, loss_of: MicroBatchLoss
     ) -> dict[str, float]:
-        return self._update(rows, [row.rollout.num_tokens for row in rows], plan, loss_of)
+        return self._update(rows, [row.num_tokens for row in rows], plan, loss_of)
 
     def _batch(self, rows: Sequence[Experience]) -> TokenBatch:
         return rollout_batch([row.rollout for row in rows], self.model)

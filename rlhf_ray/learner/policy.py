@@ -26,6 +26,7 @@ from rlhf_ray.models.batch import TokenBatch
 from rlhf_ray.models.decoder import vocabulary_of
 from rlhf_ray.models.heads import TokenScorer
 from rlhf_ray.models.load import load_causal_lm
+from rlhf_ray.own_rows import OtherRow
 from rlhf_ray.packing import RankedMicroBatches, UpdatePlan
 from rlhf_ray.specs import PolicySpec
 from rlhf_ray.types import Experience, Rollout
@@ -54,7 +55,7 @@ class PolicyLearner(ExperienceLearner):
 
     def logprobs(
         self,
-        rollouts: Sequence[Rollout],
+        rollouts: Sequence[Rollout | OtherRow],
         plan: RankedMicroBatches,
         *,
         temperature: float | None = None,
@@ -73,7 +74,7 @@ class PolicyLearner(ExperienceLearner):
 
     def logprobs_of(
         self,
-        rollouts: Sequence[Rollout],
+        rollouts: Sequence[Rollout | OtherRow],
         plan: RankedMicroBatches,
         models: Sequence[ScoredModel],
     ) -> list[list[npt.NDArray[np.float32]]]:
@@ -94,7 +95,7 @@ class PolicyLearner(ExperienceLearner):
         return logprobs_T
 
     def update(
-        self, rows: Sequence[Experience], plan: UpdatePlan, kl_coefficient: float
+        self, rows: Sequence[Experience | OtherRow], plan: UpdatePlan, kl_coefficient: float
     ) -> dict[str, float]:
         """Epochs times minibatches of the policy loss and its regularizers.
 

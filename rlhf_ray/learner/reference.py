@@ -13,6 +13,7 @@ from rlhf_ray.models.check import settle
 from rlhf_ray.models.decoder import vocabulary_of
 from rlhf_ray.models.heads import TokenScorer
 from rlhf_ray.models.load import load_causal_lm
+from rlhf_ray.own_rows import OtherRow
 from rlhf_ray.packing import RankedMicroBatches
 from rlhf_ray.specs import ReferenceSpec
 from rlhf_ray.types import LabelledAnswer, Ranking, Rollout
@@ -40,7 +41,7 @@ class FrozenReference:
         self.builder.close()
 
     def logprobs(
-        self, rollouts: Sequence[Rollout], plan: RankedMicroBatches
+        self, rollouts: Sequence[Rollout | OtherRow], plan: RankedMicroBatches
     ) -> list[npt.NDArray[np.float32]]:
         """Log-probabilities of this rank's rows, in the order in which the plan names them."""
         return score_rollouts(

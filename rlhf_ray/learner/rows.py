@@ -16,6 +16,7 @@ from rlhf_ray.learner.engine import InferenceEngine, ParallelDims
 from rlhf_ray.models.batch import TokenBatch, build_batch
 from rlhf_ray.models.modes import CheckedModel
 from rlhf_ray.models.transfer import on_device
+from rlhf_ray.own_rows import OtherRow, own_of
 from rlhf_ray.packing import RankedMicroBatches, UpdatePlan, cut
 from rlhf_ray.types import Experience, IntArray, LabelledAnswer, Ranking, Rollout
 
@@ -174,7 +175,7 @@ def score_rows(
 def score_rollouts(
     engine: InferenceEngine,
     forward: Callable[[TokenBatch], torch.Tensor],
-    rollouts: Sequence[Rollout],
+    rollouts: Sequence[Rollout | OtherRow],
     plan: RankedMicroBatches,
     config: ForwardConfig,
     *,
@@ -182,14 +183,15 @@ def score_rollouts(
 ) -> list[npt.NDArray[np.float32]]:
     """One number a response token, for this rank's rows: an array each, in the order of the plan.
 
-    Tokens that are not the policy's own have 0. `rollouts` are all rows of the plan. `forward` may
+    Tokens that are not the policy's own have 0. `rollouts` are all rows of the plan, of
+    which others' may be missing (`OwnRows`). `forward` may
     give several numbers a token, [T, M], and `with_end` makes one more for each row, of what
     follows its last token.
     """
     model: CheckedModel = engine.module
 
     def score(rows: Sequence[int]) -> list[npt.NDArray[np.float32]]:
-        some = [rollouts[row] for row in rows]
+        some = own_of(rollouts, rows)
         batch = rollout_batch(some, model, with_end=with_end)
         lens_B = [int(rollout.action_mask_T.sum()) + with_end for rollout in some]
         own_B = split_rows(forward(batch), lens_B)

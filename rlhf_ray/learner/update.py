@@ -54,8 +54,8 @@ def run_update(
 ) -> dict[str, float]:
     """Take every optimiser step of a plan, on one rank; all ranks call it with the same arguments.
 
-    The rows are all of the plan, those of other ranks included; `prepare` comes before an optimiser
-    step's first pass.
+    The rows are all of the plan, of which this rank may have none but its own (`OwnRows`) where
+    `prepare`, which comes before an optimiser step's first pass, does not look at others'.
 
     Returns:
         Metrics over all ranks: the loss's own, `loss` and `grad_norm`, all of the steps that were
@@ -89,8 +89,10 @@ def run_update(
         most_skipped_in_a_row = max(most_skipped_in_a_row, engine.num_skipped_in_a_row)
         if result.applied:
             applied_parts += parts
-        elif engine.dims.world_rank == 0:
-            _write_for_replay(rows, minibatch, settings.replay_folder)
+        elif engine.dims.is_first_of_part:
+            own = [rows[row] for micro_batch in micro_batches for row in micro_batch]
+            rank = engine.dims.data_parallel_rank
+            _write_for_replay(own, settings.replay_folder, rank=rank)
     norms = [result.grad_norm for result in results if result.applied]
     return {
         **_over_ranks(applied_parts),
@@ -119,11 +121,11 @@ def _over_ranks(parts: Sequence[MetricSums]) -> dict[str, float]:
     )
 
 
-def _write_for_replay(rows: Sequence[Any], minibatch: MinibatchPlan, folder: str) -> None:
-    if not folder:
+def _write_for_replay(own: Sequence[Any], folder: str, *, rank: int) -> None:
+    """Each rank writes its own rows: nobody has all of them."""
+    if not folder or not own:
         return
     target = Path(folder)
     target.mkdir(parents=True, exist_ok=True)
-    picked = [rows[r] for rank in minibatch.micro_batches_by_rank for mb in rank for r in mb]
-    number = len(list(target.glob("skipped_*.pkl")))
-    (target / f"skipped_{number:04d}.pkl").write_bytes(pickle.dumps(picked))
+    number = len(list(target.glob(f"skipped_*_rank{rank:04d}.pkl")))
+    (target / f"skipped_{number:04d}_rank{rank:04d}.pkl").write_bytes(pickle.dumps(own))

@@ -15,6 +15,7 @@ from rlhf_ray.learner.base import ExperienceLearner
 from rlhf_ray.learner.rows import action_lens, score_rollouts
 from rlhf_ray.models.classifier import load_decoder
 from rlhf_ray.models.heads import ValueModel
+from rlhf_ray.own_rows import OtherRow
 from rlhf_ray.packing import RankedMicroBatches, UpdatePlan
 from rlhf_ray.specs import ValueSpec
 from rlhf_ray.types import Experience, Rollout
@@ -32,7 +33,7 @@ class ValueLearner(ExperienceLearner):
         return ValueModel(load_decoder(self.config.model, device=self.device, seed=seed), seed=seed)
 
     def values(
-        self, rollouts: Sequence[Rollout], plan: RankedMicroBatches
+        self, rollouts: Sequence[Rollout | OtherRow], plan: RankedMicroBatches
     ) -> list[npt.NDArray[np.float32]]:
         """Values of this rank's rows, in the order in which the plan names them: [T + 1] each.
 
@@ -40,7 +41,7 @@ class ValueLearner(ExperienceLearner):
         """
         return score_rollouts(self.engine, self.engine, rollouts, plan, self.config, with_end=True)
 
-    def update(self, rows: Sequence[Experience], plan: UpdatePlan) -> dict[str, float]:
+    def update(self, rows: Sequence[Experience | OtherRow], plan: UpdatePlan) -> dict[str, float]:
         """Epochs times minibatches of the value loss."""
         return self._update_on(rows, plan, self._loss)
 

@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeAlias, TypeVar
 
 from rlhf_ray.algorithms.kl import KLController
 from rlhf_ray.config.algorithm_table import ScoredModel
@@ -29,6 +29,7 @@ from rlhf_ray.loops.report import (
     rollout_metrics,
     stop_if_diverged,
     stop_if_empty,
+    update_flops,
     utilisation,
 )
 from rlhf_ray.loops.sentinels import Sentinels, stop_if_alarmed
@@ -42,15 +43,23 @@ from rlhf_ray.roles.groups import Ref, RolloutGroup, SampleArrays, ScoredGroup
 from rlhf_ray.roles.protocols import Roles
 from rlhf_ray.roles.reports import Metrics
 from rlhf_ray.rollouts.feed import Collected, Feed
-from rlhf_ray.rollouts.groups import trainable, trained_of
+from rlhf_ray.rollouts.groups import summaries_of, trainable, trained_of
 from rlhf_ray.rollouts.journal import journal_of
 from rlhf_ray.rollouts.recorder import Recorder
-from rlhf_ray.shared_prompts import PromptShare
-from rlhf_ray.types import Prompt, RolloutSummary
+from rlhf_ray.types import Prompt
 
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
+TrainedRole: TypeAlias = Literal["policy", "value"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """What one role trains on: experience, and a plan of which it is the rows."""
+
+    experience: Ref
+    plan: UpdatePlan
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,24 +71,14 @@ class Scored:
         trained: Groups with the samples that are trained. None are left where no reward applied to
             any, where no group has enough of them to be compared, or where all were cut off and
             those are masked.
-        experience: Of `trained`; None where nothing is left.
+        batches: Of `trained`, by the roles that learn from it; none where nothing is left.
         metrics: What was measured before the update, of all that was compared.
     """
 
     sampled: Sequence[ScoredGroup]
     trained: Sequence[RolloutGroup] = ()
-    experience: Ref | None = None
+    batches: Mapping[TrainedRole, Batch] = field(default_factory=dict)
     metrics: Metrics = field(default_factory=dict)
-
-    @property
-    def summaries_B(self) -> list[RolloutSummary]:
-        """Of the samples that are trained, in the order of the experience."""
-        return [summary for group in self.trained for summary in group.summaries_G]
-
-    @property
-    def prompts_B(self) -> list[PromptShare]:
-        """What these begin with."""
-        return [share for group in self.trained for share in group.prompts_G]
 
 
 class OnlineLoop:
@@ -189,7 +188,7 @@ class OnlineLoop:
         with clock.phase("generate"):
             await self.roles.rollout.sleep(level=2)
         with clock.phase("score"):
-            scored = await self._score(collected)
+            scored = await self._score(step, collected)
             await offload(self.roles.reference, self.roles.reward)
         self._count_empty(step, scored)
         with clock.phase("update"):
@@ -198,7 +197,9 @@ class OnlineLoop:
             published = await publish(self.roles, step)
         trained = {**updated, **scored.metrics}
         if "policy/kl_ref" in trained and self._policy_learns(step):
-            self.kl.update(trained["policy/kl_ref"], num_sequences=len(scored.summaries_B))
+            self.kl.update(
+                trained["policy/kl_ref"], num_sequences=len(summaries_of(scored.trained))
+            )
         evaluated, used = await self._evaluate(step), await self.usage()
         runs_ahead = self.config.max_staleness > 0
         metrics = {
@@ -217,7 +218,7 @@ class OnlineLoop:
                 runs_ahead=runs_ahead,
             ),
             **self._ahead(collected),
-            **self._utilisation(step, scored, clock),
+            **self._utilisation(scored, clock),
             "rollout/empty_steps_in_a_row": float(self.num_empty_in_a_row),
             "policy/kl_coefficient": kl_coefficient,
             **publication_metrics(published, trained, runs_ahead=runs_ahead),
@@ -227,7 +228,7 @@ class OnlineLoop:
         self.keeper.spans(step, [*used.spans, clock.whole(step=step, draws=draws)])
         return metrics
 
-    async def _score(self, collected: Collected) -> Scored:
+    async def _score(self, step: int, collected: Collected) -> Scored:
         """Everything that is known of the rollouts before the update, side by side."""
         roles = self.roles
         groups = [group for group in collected.groups if group.summaries_G]
@@ -248,14 +249,20 @@ class OnlineLoop:
         trained = trained_of(compared, self.config.algorithm.trains)
         if not trained:
             return Scored(sampled=sampled)
-        experience, metrics = await roles.experience.build(
+        plans = {role: self._plan(step, trained, role) for role in self._learning(step)}
+        experiences, metrics = await roles.experience.build(
             compared,
             old=by_policy.get("policy"),
             reference=by_policy.get("base", reference),
             values=values,
             kl_coefficient=self.kl.coefficient,
+            plans=list(plans.values()),
         )
-        return Scored(sampled=sampled, trained=trained, experience=experience, metrics=metrics)
+        batches = {
+            role: Batch(experience=experience, plan=plan)
+            for (role, plan), experience in zip(plans.items(), experiences, strict=True)
+        }
+        return Scored(sampled=sampled, trained=trained, batches=batches, metrics=metrics)
 
     async def _by_policy(self, groups: Sequence[RolloutGroup]) -> dict[ScoredModel, SampleArrays]:
         """Log-probabilities by the models that only the policy's ranks can score with."""
@@ -287,54 +294,52 @@ class OnlineLoop:
         """Not while the critic learns alone."""
         return step > self.config.value.warmup_steps
 
+    def _learning(self, step: int) -> list[TrainedRole]:
+        policy: list[TrainedRole] = ["policy"] if self._policy_learns(step) else []
+        return policy if self.roles.value is None else [*policy, "value"]
+
     async def _update(self, step: int, scored: Scored, kl_coefficient: float) -> dict[str, float]:
         """Policy and critic side by side, each on its own group."""
         if not scored.trained:
             return {}
-        experience, plan = scored.experience, partial(self._plan, step, scored)
-        learner = self.roles.policy if self._policy_learns(step) else None
-        updates = [
-            _optional(learner, "update", experience, plan("policy"), kl_coefficient),
-            _optional(self.roles.value, "update", experience, plan("value")),
-        ]
-        policy, value = await side_by_side(updates)
-        return prefixed("policy", policy or {}) | prefixed("value", value or {})
+        learning, coefficients = self._learning(step), {"policy": [kl_coefficient], "value": []}
+        updates: list[Awaitable[Metrics]] = []
+        for role in learning:
+            batch, learner = scored.batches[role], getattr(self.roles, role)
+            updates.append(learner.update(batch.experience, batch.plan, *coefficients[role]))
+        metrics: dict[str, float] = {}
+        for role, told in zip(learning, await side_by_side(updates), strict=True):
+            metrics |= prefixed(role, told)
+        return metrics
 
-    def _plan(self, step: int, scored: Scored, role: Literal["policy", "value"]) -> UpdatePlan:
+    def _plan(self, step: int, trained: Sequence[RolloutGroup], role: TrainedRole) -> UpdatePlan:
         learner: LearnerConfig = getattr(self.config, role)
         group: GroupConfig = getattr(self.config.placement, role)
+        summaries_B = summaries_of(trained)
         return plan_update(
-            [summary.num_tokens for summary in scored.summaries_B],
-            [summary.num_action_tokens for summary in scored.summaries_B],
+            [summary.num_tokens for summary in summaries_B],
+            [summary.num_action_tokens for summary in summaries_B],
             data_parallel_size=group.ranks,
             max_tokens_per_micro_batch=learner.max_tokens_per_micro_batch,
             num_minibatches=self.config.algorithm.minibatches,
             num_epochs=self.config.algorithm.epochs,
             seed=self.config.seed * 1_000_003 + step,
             padded=learner.padded,
-            prompts_B=scored.prompts_B if learner.shares_prompts else None,
+            prompts_B=[share for group in trained for share in group.prompts_G]
+            if learner.shares_prompts
+            else None,
         )
 
-    def _utilisation(self, step: int, scored: Scored, clock: StepClock) -> Metrics:
+    def _utilisation(self, scored: Scored, clock: StepClock) -> Metrics:
         """Of the policy's update, where there was one."""
-        if not scored.trained or not self._policy_learns(step):
+        if "policy" not in scored.batches:
             return {}
-        num_flops = self.hardware.flops.of(
-            [summary.num_tokens for summary in scored.summaries_B],
-            num_scored=sum(summary.num_action_tokens for summary in scored.summaries_B),
-            again_B=self._prompts_again(scored),
-        )
+        num_flops = update_flops(self.hardware, scored.trained)
         return utilisation(
             self.hardware,
             num_flops=self.config.algorithm.epochs * num_flops,
             seconds=clock.seconds["update"],
         )
-
-    def _prompts_again(self, scored: Scored) -> list[int]:
-        """Tokens of prompts that are not computed for each of a group's samples."""
-        if not self.hardware.shares_prompts:
-            return []
-        return [s.num_prompt_tokens for group in scored.trained for s in group.summaries_G[1:]]
 
     async def _evaluate(self, step: int) -> dict[str, float]:
         every, last = self.config.eval.every, self.config.total_steps

@@ -14,7 +14,7 @@ from rlhf_ray.metrics.clock import StepClock
 from rlhf_ray.metrics.usage import peak_flops, update_mfu
 from rlhf_ray.roles.groups import RolloutGroup, ScoredGroup
 from rlhf_ray.roles.reports import Hardware, Metrics, Publication
-from rlhf_ray.rollouts.groups import has_spread, trainable
+from rlhf_ray.rollouts.groups import has_spread, summaries_of, trainable
 from rlhf_ray.types import RolloutSummary, Score
 
 
@@ -211,6 +211,18 @@ def prefixed(prefix: str, metrics: Metrics) -> dict[str, float]:
     Such are what TRL's users know without the job in front, and `mismatch/*`.
     """
     return {name if "/" in name else f"{prefix}/{name}": value for name, value in metrics.items()}
+
+
+def update_flops(hardware: Hardware, trained: Sequence[RolloutGroup]) -> float:
+    """Floating-point operations of one pass of the policy's update over all samples of groups."""
+    summaries_B = summaries_of(trained)
+    # Tokens of prompts that are not computed for each of a group's samples.
+    again_B = [s.num_prompt_tokens for group in trained for s in group.summaries_G[1:]]
+    return hardware.flops.of(
+        [summary.num_tokens for summary in summaries_B],
+        num_scored=sum(summary.num_action_tokens for summary in summaries_B),
+        again_B=again_B if hardware.shares_prompts else [],
+    )
 
 
 def utilisation(hardware: Hardware, *, num_flops: float, seconds: float) -> dict[str, float]:

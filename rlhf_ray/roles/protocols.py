@@ -193,8 +193,11 @@ class ExperienceBuilder(Protocol):
         reference: SampleArrays | None,
         values: SampleArrays | None,
         kl_coefficient: float,
-    ) -> tuple[Ref, Metrics]:
-        """A reference to one `Experience` a sample that is trained, in order, and metrics.
+        plans: Sequence[UpdatePlan],
+    ) -> tuple[Sequence[Ref], Metrics]:
+        """For each plan a reference to what is trained by it, and metrics.
+
+        That is one `Experience` a sample that is trained; in their order they are the plan's rows.
 
         Args:
             groups: What is compared; each sample has a total.
@@ -203,6 +206,7 @@ class ExperienceBuilder(Protocol):
             reference: The same of the reference; None where the job has none.
             values: The same of the critic; None where the job has none.
             kl_coefficient: Current weight of the KL to the reference.
+            plans: Of the updates to come, one a role that learns.
         """
         ...
 

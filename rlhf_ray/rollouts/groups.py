@@ -18,7 +18,7 @@ from rlhf_ray.deadlines import side_by_side
 from rlhf_ray.errors import FailureCause, GroupFailed, RunError
 from rlhf_ray.roles.groups import GenerationRequest, RolloutGroup, ScoredGroup
 from rlhf_ray.roles.protocols import Reward, RolloutEngine
-from rlhf_ray.types import FinishReason, Score
+from rlhf_ray.types import FinishReason, RolloutSummary, Score
 
 logger = logging.getLogger(__name__)
 
@@ -150,6 +150,11 @@ class Scoring:
             return ScoredGroup.skipped(group, tried.failed)
         self.tries.succeeded()
         return ScoredGroup(group=group, scores_G=tried.value, failed=tried.failed)
+
+
+def summaries_of(groups: Iterable[RolloutGroup]) -> list[RolloutSummary]:
+    """Of all their samples, in order."""
+    return [summary for group in groups for summary in group.summaries_G]
 
 
 def with_scores(scored: ScoredGroup) -> ScoredGroup:

@@ -31,6 +31,7 @@ from actors.ranks.policy import PolicyGroup, PolicyRank
 from actors.weights.probe import probe_sequences
 from rlhf_ray.jobs.online import PPO
 from rlhf_ray.loops.publication import publish
+from rlhf_ray.own_rows import dealt
 from rlhf_ray.packing import plan_update
 from rlhf_ray.roles.groups import GenerationRequest
 from rlhf_ray.rollouts.feed import sample_all
@@ -112,7 +113,7 @@ def exported(fresh_model, shared_pool, make_config, tmp_path_factory):
         )
         await actors.call(PolicyRank.load, timeout_s=60)(spec)
         policy = PolicyGroup(actors=actors, config=config.policy, timeouts=config.timeouts)
-        await policy.update([experience(row) for row in rows], plan, 0.0)
+        await policy.update(dealt([experience(row) for row in rows], plan), plan, 0.0)
         await actors.call(PolicyRank.export, timeout_s=60)(str(folder / "export"), str(fresh_model))
         return (await actors.call(PolicyRank.logprobs_of, timeout_s=60)(rows))[0]
 

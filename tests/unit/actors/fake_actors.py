@@ -21,7 +21,7 @@ from actors.weights.sync_spec import PublishedReplica
 class FakeMethod:
     """One of an actor; it runs once its answer is waited for.
 
-    Called for two references, it has the second stand for nothing.
+    Called for several references, it has all but the first stand for nothing.
     """
 
     def __init__(self, method: Callable[..., Any], *, num_returns: int = 1) -> None:
@@ -32,7 +32,7 @@ class FakeMethod:
 
     def remote(self, *arguments: Any, **keywords: Any) -> Any:
         answer = self._answer(arguments, keywords)
-        return answer if self.num_returns == 1 else (answer, None)
+        return answer if self.num_returns == 1 else (answer, *[None] * (self.num_returns - 1))
 
     async def _answer(self, arguments: Sequence[Any], keywords: Mapping[str, Any]) -> Any:
         answer = self.method(*arguments, **keywords)

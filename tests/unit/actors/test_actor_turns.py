@@ -137,11 +137,11 @@ async def score(ranks: RoleHandle) -> None:
     ("work", "turn"),
     [
         (lambda r: policy(r).logprobs([], ["policy"]), ["logprobs_by_model"]),
-        (lambda r: policy(r).update(None, PLAN, 0.0), ["update"]),
+        (lambda r: policy(r).update([None], PLAN, 0.0), ["update"]),
         (lambda r: policy(r).restore("checkpoint"), ["restore"]),
         (publish, ["rendezvous", "connect", "publish", "logprobs_of"]),
         (lambda r: critic(r).values([]), ["values"]),
-        (lambda r: critic(r).update(None, PLAN), ["update"]),
+        (lambda r: critic(r).update([None], PLAN), ["update"]),
         (lambda r: reference(r).logprobs([]), ["logprobs"]),
         (score, ["score_with_model"]),
     ],

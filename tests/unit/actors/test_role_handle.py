@@ -12,7 +12,7 @@ from fake_actors import FakeHandle
 from ray.exceptions import RayActorError
 
 from actors.cluster import role_handle
-from actors.cluster.role_handle import RoleHandle
+from actors.cluster.role_handle import RoleHandle, each_own
 from actors.cluster.turns import Turns
 from actors.ranks.group import RankGroup
 from rlhf_ray.config.fault_tolerance import TimeoutConfig
@@ -69,6 +69,13 @@ def policy() -> RoleHandle[Rank]:
 async def test_all_are_asked_or_one(policy):
     assert await policy.call(Rank.where, timeout_s=5)(7, of=9) == ["a has 7 of 9", "b has 7 of 9"]
     assert await policy.call(Rank.where, only=1, timeout_s=5)(2) == ["b has 2 of 1"]
+
+
+async def test_an_argument_may_be_each_ranks_own(policy):
+    where = policy.call(Rank.where, timeout_s=5)
+    assert await where(each_own([7, 8]), of=9) == ["a has 7 of 9", "b has 8 of 9"]
+    policy.away.add(0)
+    assert await where(each_own([7, 8])) == ["b has 8 of 1"]
 
 
 async def test_the_second_part_of_an_answer_is_a_reference(policy):

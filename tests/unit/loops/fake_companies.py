@@ -29,7 +29,7 @@ class ReadableCompany(Company):
 
     async def build(
         self, groups: Sequence[ScoredGroup], *, old: SampleArrays | None, **others: Any
-    ) -> tuple[Ref, Metrics]:
+    ) -> tuple[Sequence[Ref], Metrics]:
         rollouts = resolve([scored.group for scored in groups])
         assert old is not None
         assert [old[0][r.draw, r.sample] for r in rollouts] == rollouts
@@ -102,14 +102,16 @@ class HashedCompany(Company):
             await asyncio.sleep(self.delays.random() / 1000)
         return group
 
-    async def build(self, groups: Sequence[ScoredGroup], **others: Any) -> tuple[Ref, Metrics]:
+    async def build(
+        self, groups: Sequence[ScoredGroup], **others: Any
+    ) -> tuple[Sequence[Ref], Metrics]:
         await super().build(groups, **others)
         rows = [
             (sample, score.total)
             for scored in groups
             for sample, score in zip(scored.group.samples_G, scored.scores_G, strict=True)
         ]
-        return repr((rows, others["kl_coefficient"])), {}
+        return [repr((rows, others["kl_coefficient"]))] * len(others["plans"]), {}
 
     async def update(self, experience: Ref, plan: UpdatePlan, kl_coefficient: float) -> Metrics:
         self.said("policy.update")

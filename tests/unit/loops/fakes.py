@@ -178,13 +178,14 @@ class Company:
         reference: SampleArrays | None,
         values: SampleArrays | None,
         kl_coefficient: float,
-    ) -> tuple[Ref, Metrics]:
+        plans: Sequence[UpdatePlan],
+    ) -> tuple[Sequence[Ref], Metrics]:
         self.said("experience.build")
         self.old, self.reference = old, reference
         rollouts = resolve([scored.group for scored in groups])
         assert len(rollouts) == sum(len(scored.scores_G) for scored in groups)
         self.num_built = sum(self.config.algorithm.trains(r.finish_reason) for r in rollouts)
-        return "experience", {} if old is None else {"policy/kl_ref": 0.2}
+        return ["experience"] * len(plans), {} if old is None else {"policy/kl_ref": 0.2}
 
     def put(self, rollouts: Sequence[Rollout]) -> Ref:
         return list(rollouts)

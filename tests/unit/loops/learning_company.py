@@ -16,6 +16,7 @@ from rlhf_ray.config.algorithm_table import ScoredModel
 from rlhf_ray.config.learners import ForwardConfig
 from rlhf_ray.experience.build import build_experience
 from rlhf_ray.learner.build import make_learner, section_of
+from rlhf_ray.own_rows import dealt
 from rlhf_ray.packing import RankedMicroBatches, UpdatePlan, plan_forward
 from rlhf_ray.rewards.scorers import Scorers
 from rlhf_ray.roles.groups import Ref, RolloutGroup, SampleArrays, ScoredGroup
@@ -123,7 +124,8 @@ class LearningCompany(Company):
         reference: SampleArrays | None,
         values: SampleArrays | None,
         kl_coefficient: float,
-    ) -> tuple[Ref, Metrics]:
+        plans: Sequence[UpdatePlan],
+    ) -> tuple[Sequence[Ref], Metrics]:
         rollouts_B = resolve([scored.group for scored in groups])
 
         def of_rows(arrays: SampleArrays | None) -> list[Any] | None:
@@ -138,7 +140,7 @@ class LearningCompany(Company):
             kl_coefficient=kl_coefficient,
             spec=self.specs.experience,
         )
-        return built.experience_B, built.metrics
+        return [dealt(built.experience_B, plan)[0] for plan in plans], built.metrics
 
     async def update(self, experience: Ref, plan: UpdatePlan, kl_coefficient: float) -> Metrics:
         metrics: Metrics = self.policy.update(experience, plan, kl_coefficient)

@@ -40,15 +40,16 @@ async def straight_loop(config: PpoConfig, roles: Roles, prompts: Sequence[Promp
             scored_by = await roles.policy.logprobs(groups, models) if models else []
             reference = await roles.reference.logprobs(groups)
             values = await roles.value.values(groups)
-            experience, _ = await roles.experience.build(
+            [experience, for_critic], _ = await roles.experience.build(
                 spread if dynamic.enabled else await scored(roles, groups),
                 old=scored_by[0] if models else None,
                 reference=reference,
                 values=values,
                 kl_coefficient=config.algorithm.kl.coefficient,
+                plans=[plan, plan],
             )
             await roles.policy.update(experience, plan, config.algorithm.kl.coefficient)
-            await roles.value.update(experience, plan)
+            await roles.value.update(for_critic, plan)
         await publish(roles, step)
 
 

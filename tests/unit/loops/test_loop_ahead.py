@@ -67,8 +67,8 @@ class TimedCompany(HashedCompany):
         rollouts = resolve([scored.group for scored in groups])
         versions = [(r.draw, int(v)) for r in rollouts for v in r.versions_T]
         self.trained.append(sorted(set(versions)))
-        experience, metrics = await super().build(groups, **others)
-        return f"{experience}{versions}", metrics
+        experiences, metrics = await super().build(groups, **others)
+        return [f"{experience}{versions}" for experience in experiences], metrics
 
     async def update(self, experience, plan, kl_coefficient):
         await self.wait(4)

@@ -42,9 +42,10 @@ class Killed(Mortal):
 
     async def build(self, groups, **others):
         """Its weights follow from the answers too, whose tokens may come from the journal."""
-        rows, metrics = await super().build(groups, **others)
+        experiences, metrics = await super().build(groups, **others)
         rollouts = resolve([scored.group for scored in groups])
-        return rows + repr([(r.text, r.response_ids_T.tolist()) for r in rollouts]), metrics
+        answers = repr([(r.text, r.response_ids_T.tolist()) for r in rollouts])
+        return [rows + answers for rows in experiences], metrics
 
 
 async def run(folder, *, dies_in=0):
