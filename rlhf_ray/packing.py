@@ -225,6 +225,10 @@ class _Sizes:
             return len(rows) * max((int(self.lengths_B[row]) for row in rows), default=0)
         return sum(self._group_cost(group) for group in self.grouped(rows))
 
+    def cost_of_piece(self, rows: Sequence[int]) -> int:
+        """The same of rows of one prompt, the longest first."""
+        return self.cost(rows) if self.padded else self._group_cost(rows)
+
     def _group_cost(self, rows: Sequence[int]) -> int:
         num_tokens = sum(int(self.lengths_B[row]) for row in rows)
         return shared_cost(self.prompts_B[rows[0]].num_tokens, len(rows), num_tokens)
@@ -310,7 +314,7 @@ def _balanced(
     rows_by_rank: list[list[int]] = [[] for _ in range(data_parallel_size)]
     # Tokens and number of each rank: of those with equally few the first one is next.
     ranks = [(0, rank) for rank in range(data_parallel_size)]
-    costs = [sizes.cost(piece) for piece in pieces]
+    costs = [sizes.cost_of_piece(piece) for piece in pieces]
     for index in sorted(range(len(pieces)), key=lambda index: -costs[index]):
         tokens, rank = ranks[0]
         rows_by_rank[rank] += pieces[index]
