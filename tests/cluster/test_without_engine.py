@@ -42,8 +42,8 @@ async def test_whoever_waits_for_an_engine_that_dies_is_told(pool, make_config, 
         )
         return replica.admit.remote([request], Ending(ignore_eos=True), 60.0, together)
 
-    await admit(1, together=True)
     process = await replica.__ray_call__.remote(process_of_engine)
+    await admit(1, together=True)
     os.kill(process, signal.SIGSTOP)
     asked = {
         "the answer to p/": replica.finished.remote(1),
