@@ -14,7 +14,7 @@ import ray
 from ray.exceptions import RayError
 
 from actors.cluster.deadline import first_line
-from actors.cluster.role_handle import RoleHandle
+from actors.cluster.role_handle import Listener, RoleHandle
 from actors.cluster.role_spec import RoleActor
 from actors.pool.health import Health
 from actors.pool.pool import Pool
@@ -27,11 +27,17 @@ MISSED = 2
 
 @dataclass
 class _Watched:
-    """An actor with what is open of it; nothing once it is dead."""
+    """An actor with what is open of it; nothing once it is dead.
+
+    Attributes:
+        listener: Who listened when it was asked. What it says is of that time: one that starts has
+            no engine yet, which whoever comes once it is started must not take for a fault.
+    """
 
     actor: Any
     health: Health
     question: Any = None
+    listener: Listener | None = None
 
 
 class Watch:
@@ -67,6 +73,7 @@ class Watch:
 
     def _ask(self, role: RoleHandle[Any], rank: int, watched: _Watched) -> None:
         watched.health.asked()
+        watched.listener = role.listener
         watched.question = role.start(RoleActor.health, rank)()
 
     def _look_at(self, role: RoleHandle[Any], rank: int, watched: _Watched) -> None:
@@ -81,7 +88,7 @@ class Watch:
                     role.listener.lost(rank, first_line(error))
                 return
             watched.health.answered()
-            if role.listener is not None:
+            if role.listener is not None and role.listener is watched.listener:
                 role.listener.answered(rank, answer)
             self._ask(role, rank, watched)
         elif watched.health.hangs:

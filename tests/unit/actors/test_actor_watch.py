@@ -190,6 +190,8 @@ def test_whoever_listens_hears_of_suspects_and_of_deaths_at_once(killed):
     watch, clock, role = watched(well, stopped, dead)
     watch.look()
     role.listener = listener = Listener()
+    look(watch, clock, 5)  # what they said before anybody listened is of that time
+    assert listener.heard == []
     look(watch, clock, 5)
     assert listener.heard == [("answered", rank) for rank in range(3)]
     stopped.state, dead.state = "hangs", "dead"
