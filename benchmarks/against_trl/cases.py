@@ -20,6 +20,7 @@ from benchmarks.against_trl.models import (
     text_tokenizer,
     word_tokenizer,
 )
+from benchmarks.against_trl.turns import TURN_S
 from rlhf_ray.config.base import laid_over
 
 REWARD = f"{Path(__file__).with_name('rewards.py')}:share_of_even_words"
@@ -218,6 +219,8 @@ def _sides(
         "run_dir": str(folder / "run"),
         "total_steps": steps,
         "checkpoint": {"export": "never"},
+        # Its processes stand still in turns of the other side, which is no fault of theirs.
+        "timeouts": {"hang_s": 2 * TURN_S},
         role: {"optim": {"lr": LR}},
     }
     settings = {**THEIRS, "output_dir": str(folder / "trl"), "max_steps": steps, **theirs}

@@ -7,8 +7,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing import Pipe
 from multiprocessing.connection import wait
@@ -92,23 +92,47 @@ class Side:
         return RuntimeError("\n".join([f"{self.module} {why}:", *lines]))
 
     def turn(self, other: Side) -> Turn:
-        """Let it work, alone, once the other one is at rest."""
+        """Let it work, alone: all processes of the other one stand still.
+
+        Each process of Ray takes a hundredth of a processor also where it has nothing to do.
+        """
         time.sleep(REST_S)
-        cpu_s, idle_cpu_s, began_s = self.cpu_s(), other.cpu_s(), time.monotonic()
-        self.channel.send(True)
-        num_tokens = self.wait(TURN_S)
+        cpu_s, idle_cpu_s = self.cpu_s(), other.cpu_s()
+        with other.stopped():
+            began_s = time.monotonic()
+            self.channel.send(True)
+            num_tokens = self.wait(TURN_S)
+            seconds = time.monotonic() - began_s
         return Turn(
-            seconds=time.monotonic() - began_s,
+            seconds=seconds,
             cpu_s=self.cpu_s() - cpu_s,
             num_tokens=num_tokens,
             idle_cpu_s=other.cpu_s() - idle_cpu_s,
         )
 
+    @contextmanager
+    def stopped(self) -> Iterator[None]:
+        """While this is open, none of its processes runs."""
+        processes = self.processes()
+        try:
+            for process in processes:
+                with suppress(psutil.NoSuchProcess):
+                    process.suspend()
+            yield
+        finally:
+            for process in processes:
+                with suppress(psutil.NoSuchProcess):
+                    process.resume()
+
+    def processes(self) -> list[psutil.Process]:
+        """The one that was started here, and those that it has started."""
+        root = psutil.Process(self.process.pid)
+        return [root, *root.children(recursive=True)]
+
     def cpu_s(self) -> float:
         """Of all its processes since they began, those that ended and were waited for included."""
-        root = psutil.Process(self.process.pid)
         total_s = 0.0
-        for process in (root, *root.children(recursive=True)):
+        for process in self.processes():
             with suppress(psutil.NoSuchProcess):  # it ended this moment
                 times = process.cpu_times()
                 total_s += times.user + times.system
@@ -121,7 +145,7 @@ class Side:
             self.channel.send(False)
         left = []
         with suppress(psutil.NoSuchProcess):
-            left = psutil.Process(self.process.pid).children(recursive=True)
+            left = self.processes()[1:]
         with suppress(subprocess.TimeoutExpired):
             self.process.wait(STOP_S)
         with suppress(ProcessLookupError):
