@@ -92,6 +92,7 @@ class Pool(ResidentModels):
             groups,
             {role: [place.node_id for place in self.state.places_of(role)] for role in groups},
             placement.cores(),
+            working=specs,
             runs_ahead=any(spec.works_beside for spec in specs.values()),
         )
         self.core_turns = {

@@ -42,8 +42,9 @@ BAR_WIDTH = 20
 PIPE_WIDTH = 100
 # What "all" cores are.
 BY_TURNS = (
-    "all: these compute in turn, each with every core of its node; with max_staleness above 0\n"
-    "engines have one half of the cores, and the other roles the other"
+    "all: these compute in turn, each with every core of its node; with a value function two at a\n"
+    "time, with a half each; with max_staleness above 0 engines have one half of the cores, and the\n"
+    "other roles the other"
 )
 # From this share on a GPU is called tight.
 TIGHT_SHARE = 0.85

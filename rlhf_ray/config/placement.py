@@ -18,7 +18,8 @@ class GroupConfig(Config):
         gpus_per_rank: GPUs of one rank; for `rollout` of one engine, which is its tensor
             parallelism. 0 runs on the CPU.
         cpus_per_rank: CPU cores that a rank reserves, and its threads. `auto` reserves one: a rank
-            on a GPU has one thread, ranks on CPUs have all cores of their node, by turns.
+            on a GPU has one thread, ranks on CPUs have all cores of their node by turns, in PPO
+            a half.
         share: Name of another role on whose GPUs this one lives; empty for GPUs of its own.
         strategy: Ray's placement strategy for the group's bundles.
         resources: Custom Ray resources that each rank asks for, to pin a role to certain nodes.

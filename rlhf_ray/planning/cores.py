@@ -8,6 +8,9 @@ and ranks on CPUs have what their node has:
    see `scores_behind_engines`), and either have all of them.
 2. Ranks of a role work at the same time: they divide what the role has.
 3. Roles that are no engines compute in turn, each once as many cores are free as it has threads.
+   A policy and a value function, which are updated at the same time, have a half each where they
+   are on one node, and the other roles there as well: twice the threads do not make a pass twice
+   as fast, as they wait for each other between any two operations.
 
 So there are never more threads at work than cores: threads that wait for each other at every step
 of a computation, for cores that others have, make it several times slower. Those of a role that
@@ -19,12 +22,13 @@ are added.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from rlhf_ray.config.placement import GroupConfig
 
 ENGINES = "rollout"
+UPDATED_TOGETHER = frozenset({"policy", "value"})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +51,7 @@ def share_cores(
     nodes_of: Mapping[str, Sequence[str]],
     cores: Mapping[str, int],
     *,
+    working: Collection[str],
     runs_ahead: bool,
 ) -> CoreShares:
     """Share the cores of nodes.
@@ -55,6 +60,7 @@ def share_cores(
         groups: Of the roles that have ranks.
         nodes_of: The node of each rank of these roles.
         cores: Of each node.
+        working: Roles of the job; the others are idle.
         runs_ahead: Whether engines sample while the other roles compute.
 
     Returns:
@@ -62,7 +68,7 @@ def share_cores(
         for the slowest of them.
     """
     ranks = {role: Counter(nodes_of[role]) for role, g in groups.items() if not g.gpus_per_rank}
-    engines, lent = dict[str, int](), dict[str, int]()
+    engines, lent, at_once = dict[str, int](), dict[str, int](), dict[str, int]()
     for node in sorted({node for on_nodes in ranks.values() for node in on_nodes}):
         here = {role: on_nodes[node] for role, on_nodes in ranks.items() if on_nodes[node]}
         engines[node] = lent[node] = cores[node]
@@ -71,11 +77,14 @@ def share_cores(
             half = max(1, cores[node] // 2)
             engines[node] = half if fixed == "auto" else here[ENGINES] * _threads(fixed)
             lent[node] = max(1, cores[node] - engines[node])
+        at_once[node] = max(1, len(UPDATED_TOGETHER & here.keys() & {*working}))
+
+    def share(role: str, node: str) -> int:
+        return engines[node] if role == ENGINES else lent[node] // at_once[node]
+
     threads = {
         role: min(
-            _threads(
-                groups[role].cpus_per_rank, (engines if role == ENGINES else lent)[node] // num
-            )
+            _threads(groups[role].cpus_per_rank, share(role, node) // num)
             for node, num in on_nodes.items()
         )
         for role, on_nodes in ranks.items()

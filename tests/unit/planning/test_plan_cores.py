@@ -12,21 +12,37 @@ from rlhf_ray.planning.cores import ENGINES, share_cores
 ROLES = ("policy", "value", "reference", "reward", ENGINES)
 
 
-def shares_of(cores, *, runs_ahead=False, **ranks):
+def shares_of(cores, *, runs_ahead=False, working=ROLES, **ranks):
     """Of one node, with so many ranks of each role, or a group."""
     groups = {
         role: num if isinstance(num, GroupConfig) else GroupConfig(ranks=num)
         for role, num in ranks.items()
     }
     nodes_of = {role: ["node"] * group.ranks for role, group in groups.items()}
-    return share_cores(groups, nodes_of, {"node": cores}, runs_ahead=runs_ahead)
+    return share_cores(
+        groups, nodes_of, {"node": cores}, working=working, runs_ahead=runs_ahead
+    )
 
 
 def test_every_role_has_all_cores_in_turn_and_so_have_engines_that_idle_meanwhile():
-    shares = shares_of(8, policy=1, value=1, rollout=1)
-    assert shares.threads == {"policy": 8, "value": 8, ENGINES: 8}
-    assert shares.taken == {"policy": {"node": 8}, "value": {"node": 8}}
+    shares = shares_of(8, policy=1, reference=1, rollout=1)
+    assert shares.threads == {"policy": 8, "reference": 8, ENGINES: 8}
+    assert shares.taken == {"policy": {"node": 8}, "reference": {"node": 8}}
     assert shares.lent == {"node": 8}
+
+
+def test_policy_and_value_function_are_updated_side_by_side():
+    shares = shares_of(8, policy=1, value=2, reference=1, rollout=1)
+    assert shares.threads == {"policy": 4, "value": 2, "reference": 4, ENGINES: 8}
+    assert {role: taken["node"] for role, taken in shares.taken.items()} == {
+        "policy": 4, "value": 4, "reference": 4
+    }  # fmt: skip
+    assert shares_of(1, policy=1, value=1).threads == {"policy": 1, "value": 1}
+
+
+def test_a_value_function_of_another_job_takes_nothing():
+    shares = shares_of(8, working=("policy", ENGINES), policy=1, value=1, rollout=1)
+    assert shares.threads["policy"] == 8
 
 
 def test_ranks_of_a_role_divide_what_it_has():
@@ -36,9 +52,9 @@ def test_ranks_of_a_role_divide_what_it_has():
 
 def test_engines_that_sample_meanwhile_have_one_half():
     shares = shares_of(8, runs_ahead=True, policy=2, value=1, rollout=1)
-    assert shares.threads == {"policy": 2, "value": 4, ENGINES: 4}
+    assert shares.threads == {"policy": 1, "value": 2, ENGINES: 4}
     assert shares.lent == {"node": 4}
-    assert shares.taken["value"] == {"node": 4}
+    assert shares.taken["value"] == {"node": 2}
     assert shares_of(8, runs_ahead=True, rollout=1).threads == {ENGINES: 8}, "nobody is beside"
     fixed = GroupConfig(cpus_per_rank=2)
     shares = shares_of(8, runs_ahead=True, policy=1, rollout=fixed)
@@ -57,9 +73,9 @@ def test_a_number_is_the_number_of_threads_and_roles_that_fit_work_side_by_side(
 def test_ranks_on_several_nodes_have_what_the_smallest_share_is():
     groups = {"policy": GroupConfig(ranks=3), "value": GroupConfig(ranks=1)}
     nodes_of = {"policy": ["a", "a", "b"], "value": ["b"]}
-    shares = share_cores(groups, nodes_of, {"a": 8, "b": 16}, runs_ahead=False)
-    assert shares.threads == {"policy": 4, "value": 16}
-    assert shares.taken == {"policy": {"a": 8, "b": 4}, "value": {"b": 16}}
+    shares = share_cores(groups, nodes_of, {"a": 8, "b": 16}, working=ROLES, runs_ahead=False)
+    assert shares.threads == {"policy": 4, "value": 8}
+    assert shares.taken == {"policy": {"a": 8, "b": 4}, "value": {"b": 8}}
 
 
 def test_roles_on_gpus_have_no_part_in_it():
