@@ -42,8 +42,8 @@ BAR_WIDTH = 20
 PIPE_WIDTH = 100
 # What "all" cores are.
 BY_TURNS = (
-    "all: these compute in turn, each with every core of its node; with a value function two at a\n"
-    "time, with a half each; with max_staleness above 0 engines have one half of the cores, and the\n"
+    "all: these compute in turn, each with every core of its node; beside a value function with\n"
+    "one half, two at a time; with max_staleness above 0 engines have one half of the cores, and the\n"
     "other roles the other"
 )
 # From this share on a GPU is called tight.

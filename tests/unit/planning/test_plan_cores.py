@@ -19,9 +19,7 @@ def shares_of(cores, *, runs_ahead=False, working=ROLES, **ranks):
         for role, num in ranks.items()
     }
     nodes_of = {role: ["node"] * group.ranks for role, group in groups.items()}
-    return share_cores(
-        groups, nodes_of, {"node": cores}, working=working, runs_ahead=runs_ahead
-    )
+    return share_cores(groups, nodes_of, {"node": cores}, working=working, runs_ahead=runs_ahead)
 
 
 def test_every_role_has_all_cores_in_turn_and_so_have_engines_that_idle_meanwhile():
