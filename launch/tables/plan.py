@@ -43,8 +43,8 @@ PIPE_WIDTH = 100
 # What "all" cores are.
 BY_TURNS = (
     "all: these compute in turn, each with every core of its node; beside a value function with\n"
-    "one half, two at a time; with max_staleness above 0 engines have one half of the cores, and the\n"
-    "other roles the other"
+    "one half, two at a time; with max_staleness above 0 engines have one half of the cores, and\n"
+    "the other roles the other"
 )
 # From this share on a GPU is called tight.
 TIGHT_SHARE = 0.85
