@@ -150,6 +150,26 @@ class RolloutSummary:
     num_failed_calls: int = 0
     environment_s: float = 0.0
 
+    @classmethod
+    def of(cls, rollout: Rollout) -> RolloutSummary:
+        """That of a rollout, whose tokens are not all others'."""
+        own_versions_T = rollout.versions_T[rollout.action_mask_T]
+        return cls(
+            sample=rollout.sample,
+            num_prompt_tokens=len(rollout.prompt.token_ids_T),
+            num_response_tokens=len(rollout.response_ids_T),
+            num_action_tokens=len(own_versions_T),
+            finish_reason=rollout.finish_reason,
+            version_min=int(own_versions_T.min()),
+            version_max=int(own_versions_T.max()),
+            version_sum=int(own_versions_T.sum()),
+            environment_reward=rollout.environment_reward,
+            num_turns=len(rollout.turns),
+            num_calls=sum(turn.num_calls for turn in rollout.turns),
+            num_failed_calls=sum(turn.num_failed_calls for turn in rollout.turns),
+            environment_s=sum(turn.environment_s for turn in rollout.turns),
+        )
+
     @property
     def num_tokens(self) -> int:
         """Prompt and response tokens together."""

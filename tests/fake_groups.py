@@ -3,21 +3,7 @@
 from __future__ import annotations
 
 from rlhf_ray.roles.groups import RolloutGroup
-from rlhf_ray.types import Prompt, Rollout, RolloutSummary
-
-
-def summary_of(rollout: Rollout) -> RolloutSummary:
-    own_versions_T = rollout.versions_T[rollout.action_mask_T]
-    return RolloutSummary(
-        sample=rollout.sample,
-        num_prompt_tokens=len(rollout.prompt.token_ids_T),
-        num_response_tokens=len(rollout.response_ids_T),
-        num_action_tokens=len(own_versions_T),
-        finish_reason=rollout.finish_reason,
-        version_min=int(own_versions_T.min()),
-        version_max=int(own_versions_T.max()),
-        version_sum=int(own_versions_T.sum()),
-    )
+from rlhf_ray.types import Prompt, RolloutSummary
 
 
 def group_of(draw: int, *, num_samples: int = 1) -> RolloutGroup:

@@ -13,7 +13,7 @@ from rlhf_ray.data.chat.borders import response_text
 from rlhf_ray.environments.play import SampledTurn
 from rlhf_ray.errors import RunError
 from rlhf_ray.roles.groups import GenerationRequest
-from rlhf_ray.types import IntArray, Rollout, RolloutSummary
+from rlhf_ray.types import IntArray, Rollout
 
 if TYPE_CHECKING:
     from vllm import SamplingParams
@@ -142,26 +142,6 @@ def versions_of(output: Any) -> IntArray:
         if span.version != UNPUBLISHED:
             versions_T[span.start : span.end] = int(span.version)
     return versions_T
-
-
-def summarize(rollout: Rollout) -> RolloutSummary:
-    """What the controller may know of a rollout."""
-    own_versions_T = rollout.versions_T[rollout.action_mask_T]
-    return RolloutSummary(
-        sample=rollout.sample,
-        num_prompt_tokens=len(rollout.prompt.token_ids_T),
-        num_response_tokens=len(rollout.response_ids_T),
-        num_action_tokens=len(own_versions_T),
-        finish_reason=rollout.finish_reason,
-        version_min=int(own_versions_T.min()),
-        version_max=int(own_versions_T.max()),
-        version_sum=int(own_versions_T.sum()),
-        environment_reward=rollout.environment_reward,
-        num_turns=len(rollout.turns),
-        num_calls=sum(turn.num_calls for turn in rollout.turns),
-        num_failed_calls=sum(turn.num_failed_calls for turn in rollout.turns),
-        environment_s=sum(turn.environment_s for turn in rollout.turns),
-    )
 
 
 def timing_of(outputs: Sequence[Any]) -> dict[str, float]:

@@ -19,7 +19,6 @@ from actors.engines.samples import (
     Ending,
     rollouts_of,
     sampling_params,
-    summarize,
     timing_of,
 )
 from actors.engines.sleep import EngineSleep
@@ -163,7 +162,7 @@ class SamplingEngine(EngineCalls):
             if group.is_dropped:
                 raise RunError(f"{self.name}: draw {draw} was dropped") from None
             raise
-        return [summarize(rollout) for rollout in rollouts], rollouts
+        return [RolloutSummary.of(rollout) for rollout in rollouts], rollouts
 
     async def drop(self, draws: Sequence[int]) -> None:
         """Forget groups that nobody waits for any more; what still runs of them ends."""

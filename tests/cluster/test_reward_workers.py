@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import ray
 from bad_scorers import ACTS, act_of
-from fake_groups import summary_of
 from jobs import metrics_of, train
 
 from actors.pool.pool import Pool
@@ -26,7 +25,7 @@ from rlhf_ray.deadlines import side_by_side
 from rlhf_ray.roles.groups import RolloutGroup, ScoredGroup
 from rlhf_ray.rollouts.groups import Scoring, Tries
 from rlhf_ray.specs import RewardSpec
-from rlhf_ray.types import Prompt, Rollout
+from rlhf_ray.types import Prompt, Rollout, RolloutSummary
 
 SCORERS = Path(__file__).with_name("bad_scorers.py")
 GROUPS = {"reward_worker": GroupConfig(ranks=3, cpus_per_rank=1.0)}
@@ -55,7 +54,7 @@ def group_of(draw: int) -> RolloutGroup:
         )
         for sample in range(SAMPLES)
     ]
-    summaries_G = tuple(map(summary_of, rollouts))
+    summaries_G = tuple(map(RolloutSummary.of, rollouts))
     return RolloutGroup(
         prompt=prompt, draw=draw, summaries_G=summaries_G, rollouts=ray.put(rollouts)
     )

@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import pytest
 import ray
-from fake_groups import summary_of
 
 from actors.cluster.role_handle import RoleHandle
 from actors.ranks.group import RankGroup
@@ -25,7 +24,7 @@ from rlhf_ray.errors import ActorDied, GroupFailed, RunError
 from rlhf_ray.learner.reward_scorer import ModelScore
 from rlhf_ray.roles.groups import RolloutGroup
 from rlhf_ray.specs import RewardSpec
-from rlhf_ray.types import Prompt, Rollout, Score
+from rlhf_ray.types import Prompt, Rollout, RolloutSummary, Score
 
 SCORERS = """
 import asyncio
@@ -95,7 +94,7 @@ def prompt(draw: int) -> Prompt:
 
 def group(draw: int = 4, *, version: int = 0) -> RolloutGroup:
     rollouts = [rollout(draw, 0, "ab", version), rollout(draw, 1, "abcd", version)]
-    summaries_G = tuple(map(summary_of, rollouts))
+    summaries_G = tuple(map(RolloutSummary.of, rollouts))
     return RolloutGroup(prompt=prompt(draw), draw=draw, summaries_G=summaries_G, rollouts=rollouts)
 
 

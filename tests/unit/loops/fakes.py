@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from fake_groups import summary_of
 
 from rlhf_ray.config.algorithm_table import ScoredModel
 from rlhf_ray.config.online import PpoConfig
@@ -28,7 +27,7 @@ from rlhf_ray.roles.protocols import (
     Value,
 )
 from rlhf_ray.roles.reports import Hardware, Metrics, Publication
-from rlhf_ray.types import Prompt, Rollout, Score
+from rlhf_ray.types import Prompt, Rollout, RolloutSummary, Score
 
 COSTS = UpdateFlops(per_token=6e9, per_scored_token=2e9, per_pair={None: 3e8, 2: 1e8})
 Scoring = Callable[[str, int], float | None]
@@ -83,7 +82,7 @@ def groups_of(rollouts: Sequence[Rollout]) -> list[RolloutGroup]:
         RolloutGroup(
             prompt=rollouts_G[0].prompt,
             draw=draw,
-            summaries_G=tuple(summary_of(rollout) for rollout in rollouts_G),
+            summaries_G=tuple(RolloutSummary.of(rollout) for rollout in rollouts_G),
             rollouts=rollouts_G,
         )
         for draw, rollouts_G in by_draw.items()

@@ -8,7 +8,6 @@ import shutil
 
 import pytest
 from fake_companies import CutCompany, ReadableCompany
-from fake_groups import summary_of
 from fake_sink import FakeSink
 from fakes import (
     COSTS,
@@ -29,7 +28,7 @@ from rlhf_ray.metrics import MetricsLog
 from rlhf_ray.metrics.clock import StepClock
 from rlhf_ray.roles.groups import ScoredGroup
 from rlhf_ray.roles.reports import Hardware, Publication
-from rlhf_ray.types import Score
+from rlhf_ray.types import RolloutSummary, Score
 
 KEEP_ALL = {"every": 1, "keep": 10}
 
@@ -112,7 +111,7 @@ async def test_utilisation_counts_every_epoch_and_no_prompt_as_scored(tmp_path, 
     await loop_of(config, company, recorder=recorder).run(None)
     told = recorder.steps[3]
     summaries = [
-        summary_of(r) for request in company.requests[8:] for r in company.sampled(request)
+        RolloutSummary.of(r) for request in company.requests[8:] for r in company.sampled(request)
     ]
     num_flops = COSTS.of(
         [s.num_prompt_tokens + s.num_response_tokens for s in summaries],

@@ -8,12 +8,11 @@ import numpy as np
 import pytest
 from fakes import make_prompts, make_rollout
 
-from actors.engines.samples import summarize
 from rlhf_ray.loops.report import sample_metrics, turn_metrics
 from rlhf_ray.metrics.clock import StepClock
 from rlhf_ray.metrics.names import check_names
 from rlhf_ray.roles.groups import RolloutGroup, ScoredGroup
-from rlhf_ray.types import Score, Turn
+from rlhf_ray.types import RolloutSummary, Score, Turn
 
 
 def acted(*, own, turns, versions=None):
@@ -30,13 +29,13 @@ ANSWERS = Turn(num_tokens=1, reward=1.0)
 
 def test_a_summary_counts_own_tokens_and_their_versions():
     rollout = acted(own=[1, 1, 0, 0, 1], turns=(LOOKS, ANSWERS), versions=[4, 4, 9, 9, 5])
-    summary = summarize(rollout)
+    summary = RolloutSummary.of(rollout)
     assert (summary.num_response_tokens, summary.num_action_tokens) == (5, 3)
     assert (summary.version_min, summary.version_max, summary.version_sum) == (4, 5, 13)
     assert summary.environment_reward == 1.25
     assert (summary.num_turns, summary.num_calls, summary.num_failed_calls) == (2, 2, 1)
     assert summary.environment_s == 0.5
-    alone = summarize(make_rollout(make_prompts(1)[0], 0, 3))
+    alone = RolloutSummary.of(make_rollout(make_prompts(1)[0], 0, 3))
     assert alone.environment_reward is None and alone.num_turns == 0
 
 
@@ -48,7 +47,7 @@ def test_lengths_and_speed_are_those_of_own_tokens():
     group = RolloutGroup(
         prompt=rollouts[0].prompt,
         draw=0,
-        summaries_G=tuple(map(summarize, rollouts)),
+        summaries_G=tuple(map(RolloutSummary.of, rollouts)),
         rollouts=rollouts,
     )
     scored = ScoredGroup(group=group, scores_G=(Score(total=1.25), Score(total=1.0)))
@@ -69,4 +68,4 @@ def test_lengths_and_speed_are_those_of_own_tokens():
             "environment/seconds_mean": 0.25,
         }
     )
-    assert turn_metrics([summarize(make_rollout(make_prompts(1)[0], 0))]) == {}
+    assert turn_metrics([RolloutSummary.of(make_rollout(make_prompts(1)[0], 0))]) == {}
