@@ -43,8 +43,8 @@ GOAL = 1.2
 GPUS = (4, 64, 512)
 GROUPS_PER_GPU = 4
 RECEIVERS = ("policy", "reference", "experience")
-# Of each run's steps the first one warms up.
-ROUNDS, STEPS = 2, 3
+# A run of few GPUs has more steps, as many as have these groups; the first of each warms up.
+ROUNDS, GROUPS, LEAST_STEPS = 5, 1024, 2
 
 
 def main() -> None:
@@ -55,9 +55,7 @@ def main() -> None:
     print(json.dumps(drivers_cost()))
 
 
-def drivers_cost(
-    gpus: Sequence[int] = GPUS, *, rounds: int = ROUNDS, steps: int = STEPS
-) -> dict[str, Any]:
+def drivers_cost(gpus: Sequence[int] = GPUS, *, rounds: int = ROUNDS) -> dict[str, Any]:
     """CPU seconds a group at each number of GPUs, in turns, and the last of them over the first.
 
     The ratio is the median of the rounds'; `pairs` are the last and the first of each.
@@ -67,7 +65,8 @@ def drivers_cost(
     received: dict[int, Mapping[str, Received]] = {}
     for _ in range(rounds):
         for num, found in by_gpus.items():
-            step = cost_of_a_step(num, steps=steps)
+            steps = max(LEAST_STEPS, GROUPS // (GROUPS_PER_GPU * num))
+            step = cost_of_a_step(num, steps=1 + steps)
             found.append(step.of_group.seconds)
             sent[num], received[num] = step.of_group.num_bytes, step.received
     pairs = list(zip(by_gpus[gpus[-1]], by_gpus[gpus[0]], strict=True))
