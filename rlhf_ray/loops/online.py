@@ -222,7 +222,7 @@ class OnlineLoop:
             "rollout/empty_steps_in_a_row": float(self.num_empty_in_a_row),
             "policy/kl_coefficient": kl_coefficient,
             **publication_metrics(published, trained, runs_ahead=runs_ahead),
-            "data/epoch": self.order.epochs,
+            "data/epoch": collected.epochs,
         }
         draws = [group.draw for group in scored.trained]
         self.keeper.spans(step, [*used.spans, clock.whole(step=step, draws=draws)])

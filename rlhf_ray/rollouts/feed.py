@@ -46,6 +46,7 @@ class Collected:
         num_refilled: Groups that dynamic sampling sampled in place of others.
         num_ahead: Groups of later steps that are sampled already.
         num_running: Groups of later steps that are being sampled.
+        epochs: Of the data, with the last of them; later steps' may be read already.
     """
 
     sampled: Sequence[RolloutGroup]
@@ -53,6 +54,7 @@ class Collected:
     num_refilled: int
     num_ahead: int
     num_running: int
+    epochs: float
 
 
 class Feed:
@@ -99,8 +101,8 @@ class Feed:
             last_step=config.total_steps,
         )
         self.order_at_frontier = order.state_dict()
-        # A draw's prompt, with the state of the order behind it; read in threads, one at a time.
-        self._rows: dict[int, tuple[Prompt, Mapping[str, Any]]] = {}
+        # A draw's prompt, state and epochs of the order behind it; read in threads, one at a time.
+        self._rows: dict[int, tuple[Prompt, Mapping[str, Any], float]] = {}
         self.reading = threading.Lock()
         # What is known of draws, until the scores of their step are handed over.
         self._groups: dict[int, RolloutGroup] = {}
@@ -127,7 +129,7 @@ class Feed:
                     await self._change()
         draws = self.admission.consume()
         self._require_enough(step, draws)
-        self.order_at_frontier = self._rows[draws.all[-1]][1]
+        _, self.order_at_frontier, epochs = self._rows[draws.all[-1]]
         for draw in draws.all:
             del self._rows[draw]
         return Collected(
@@ -136,6 +138,7 @@ class Feed:
             num_refilled=len(draws.all) - self.config.prompts_per_step,
             num_ahead=sum(draw >= self.admission.frontier for draw in self._groups),
             num_running=len(self.admission.running),
+            epochs=epochs,
         )
 
     async def scores(self, collected: Collected) -> list[ScoredGroup]:
@@ -326,7 +329,7 @@ class Feed:
         def read() -> None:
             while (draw := self.order.position) <= last:
                 [prompt] = self.order.take(1)
-                self._rows[draw] = prompt, self.order.state_dict()
+                self._rows[draw] = prompt, self.order.state_dict(), self.order.epochs
 
         await in_thread(
             read,
@@ -337,7 +340,7 @@ class Feed:
         )
 
     def _request(self, draw: int) -> GenerationRequest:
-        prompt, _ = self._rows[draw]
+        prompt, *_ = self._rows[draw]
         return GenerationRequest(
             prompt=prompt,
             draw=draw,

@@ -130,9 +130,13 @@ async def test_the_rows_of_each_step_are_those_of_the_straight_order(
     def rows(company):
         return [sorted({draw for draw, _ in step}) for step in company.trained]
 
+    def epochs(recorder):
+        return [recorder.steps[step]["data/epoch"] for step in range(1, 8)]
+
     straight = await run(
         config := config_of(tmp_path / "0", 0, dynamic),
         TimedCompany(config, some_alike, delays=random.Random(0)),
+        in_step := FakeSink(),
     )
     for seed in range(3):
         config = config_of(tmp_path / f"{seed + 1}", max_staleness, dynamic)
@@ -144,6 +148,7 @@ async def test_the_rows_of_each_step_are_those_of_the_straight_order(
         assert 0 < max(ages) <= max_staleness
         told = [recorder.steps[step]["async/staleness_max"] for step in range(1, 8)]
         assert max(told) == max(ages)
+        assert epochs(recorder) == epochs(in_step), "of what is trained, not of what is read"
         # Nothing is sampled for steps that do not come.
         assert len(company.requests) == len(straight.requests)
 
