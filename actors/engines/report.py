@@ -92,8 +92,15 @@ class WorkerReport:
         return True
 
     def use_threads(self, number: int) -> None:
-        """Compute with so many from now on; vLLM's kernels ask the library that torch tells."""
-        torch.set_num_threads(number)
+        """Compute with so many from now on; vLLM's kernels ask the library that torch tells.
+
+        Raises:
+            RunError: It still computes with another number.
+        """
+        # vLLM's worker on a CPU puts a function that does nothing in the place of torch's own.
+        torch._C.set_num_threads(number)
+        if (own := torch.get_num_threads()) != number:
+            raise RunError(f"an engine should compute with {number} threads, and has {own}")
 
     def use_adapter(self) -> None:
         """Answer with the adapter that was published last."""

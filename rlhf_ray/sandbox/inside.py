@@ -147,20 +147,22 @@ def _third(job: dict[str, Any], tells: int) -> None:
 
 def _prepare_files(job: dict[str, Any]) -> None:
     """A root of its own: the system and Python read-only, a home in memory, nothing else."""
-    shown = [Path(path) for path in dict.fromkeys((*SYSTEM, *job["read_only"]))]
+    python = [Path(path) for path in job["python"]]
     with _step("a file system of its own"):
-        new = _unused_folder(shown)
+        new = _unused_folder(python)
         _call("mount", None, b"/", None, MS_REC | MS_PRIVATE, None)
         size = f"size={job['disk_bytes']},nr_inodes=16384,mode=755".encode()
         _call("mount", b"tmpfs", os.fsencode(new), b"tmpfs", MS_NOSUID | MS_NODEV, size)
     with _step("the system's files, read-only"):
-        for path in shown:
+        for path in map(Path, SYSTEM):
+            _show(path, new, keeps_link=True)
+        for path in python:
             _show(path, new)
         (new / "dev").mkdir()
         for name in DEVICES:
             _bind(Path("/dev") / name, new / "dev" / name)
     for name in ("tmp", "dev/shm", HOME[1:]):
-        (new / name).mkdir()
+        (new / name).mkdir(exist_ok=True)  # Python may be below one
         (new / name).chmod(0o777)
     (new / "proc").mkdir()
     with _step("a list of its own processes alone (/proc)"):
@@ -180,20 +182,24 @@ def _prepare_files(job: dict[str, Any]) -> None:
     os.chdir(HOME)
 
 
-def _unused_folder(shown: list[Path]) -> Path:
+def _unused_folder(python: list[Path]) -> Path:
+    used = [*python, *(path.resolve() for path in python)]
     for root in map(Path, ROOTS):
-        if root.is_dir() and not any(path.is_relative_to(root) for path in shown):
+        if root.is_dir() and not any(path.is_relative_to(root) for path in used):
             return root
     raise ValueError(f"one of {', '.join(ROOTS)} must be there, and Python in none of them")
 
 
-def _show(path: Path, new: Path) -> None:
-    """A file or folder of the machine in the new root, read-only and where it was."""
+def _show(path: Path, new: Path, *, keeps_link: bool = False) -> None:
+    """A file or folder of the machine in the new root, read-only and where it was.
+
+    Of a link there is what it leads to, which may be a place that is not shown.
+    """
     target = new / path.relative_to("/")
-    if not os.path.lexists(path) or os.path.lexists(target):
+    if not path.exists() or os.path.lexists(target):
         return
     target.parent.mkdir(parents=True, exist_ok=True)
-    if path.is_symlink():
+    if keeps_link and path.is_symlink():
         target.symlink_to(path.readlink())
         return
     _bind(path, target)

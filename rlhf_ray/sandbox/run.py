@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import os
 import sys
 import tempfile
 from collections.abc import Mapping
@@ -62,7 +63,7 @@ async def run_python(
         "stdin": ".stdin",
         "command": [sys.executable, "-I", "-B", "main.py"],
         "environment": _ENVIRONMENT,
-        "read_only": sorted({sys.prefix, sys.base_prefix, sys.exec_prefix, sys.base_exec_prefix}),
+        "python": sorted(_folders_of_python()),
         "wall_s": limits.wall_s,
         "cpu_s": limits.cpu_s,
         "memory_bytes": limits.memory_mb * 2**20,
@@ -79,6 +80,17 @@ async def run_python(
             f"user namespaces, which containers often forbid {stderr[-500:]}".rstrip()
         )
     return Outcome(stdout=stdout, stderr=stderr, **ended)
+
+
+def _folders_of_python() -> set[str]:
+    """Where its files are, and what its name stands for on the way there."""
+    folders = {sys.prefix, sys.base_prefix, sys.exec_prefix, sys.base_exec_prefix}
+    executable = sys.executable
+    while os.path.islink(executable):
+        folder = os.path.dirname(executable)
+        executable = os.path.normpath(os.path.join(folder, os.readlink(executable)))
+        folders.add(os.path.dirname(executable))
+    return folders
 
 
 async def _run(job: Mapping[str, Any], status: IO[bytes], limits: Limits) -> tuple[str, str]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
+from actors.engines.report import WorkerReport
 from actors.engines.spec import EngineSpec, engine_environment
 from rlhf_ray.config.rollout import EngineConfig
 
@@ -42,3 +44,15 @@ def test_handles_of_memory_may_pass_where_weights_travel_by_them_and_nowhere_els
 def test_engines_on_one_cpu_do_not_take_the_same_cores():
     assert engine_environment(spec_of(num_gpus=0))["VLLM_CPU_OMP_THREADS_BIND"] == "nobind"
     assert "VLLM_CPU_OMP_THREADS_BIND" not in engine_environment(spec_of(num_gpus=2))
+
+
+def test_threads_change_although_vllm_takes_torchs_function_away(monkeypatch):
+    """Its worker on a CPU does so when it starts; a standing engine serves jobs of either kind."""
+    monkeypatch.setattr(torch, "set_num_threads", lambda number: None)
+    before = torch.get_num_threads()
+    try:
+        for number in (2, 1, 3):
+            WorkerReport().use_threads(number)
+            assert torch.get_num_threads() == number
+    finally:
+        torch._C.set_num_threads(before)

@@ -6,6 +6,8 @@ import asyncio
 import contextlib
 import os
 import socket
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -27,6 +29,32 @@ async def test_code_runs_with_files_input_and_packages():
     assert outcome.is_success
     failed = await run_python("raise SystemExit(3)", limits=ROOMY)
     assert (failed.ending, failed.status, failed.is_success) == ("exit", 3, False)
+
+
+PRINT_PREFIX = """
+import asyncio, sys
+from rlhf_ray.sandbox.run import run_python
+outcome = asyncio.run(run_python("import sys; print(sys.prefix)"))
+sys.exit(outcome.stderr if outcome.stdout != sys.prefix + "\\n" else 0)
+"""
+
+
+@pytest.mark.parametrize("linked", ["environment", "base"])
+def test_python_may_be_there_by_links(tmp_path, linked):
+    """As where a folder of environments was moved, or a tool names interpreters by links."""
+    folder = tmp_path / "python"
+    if linked == "environment":
+        folder.symlink_to(sys.prefix)
+        python = folder / "bin/python"
+    else:
+        folder.symlink_to(sys.base_prefix)
+        python = tmp_path / "bin/python"
+        python.parent.mkdir()
+        python.symlink_to(folder / "bin" / Path(sys.executable).resolve().name)
+        (tmp_path / "pyvenv.cfg").write_text(f"home = {folder}/bin\n")
+    path = os.pathsep.join(sys.path)  # of this project and what it needs
+    environment = {**os.environ, "PYTHONPATH": path}
+    subprocess.run([python, "-c", PRINT_PREFIX], check=True, env=environment, timeout=120)
 
 
 FORK_BOMB = """
