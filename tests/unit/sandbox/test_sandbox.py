@@ -42,6 +42,7 @@ sys.exit(outcome.stderr if outcome.stdout != sys.prefix + "\\n" else 0)
 @pytest.mark.parametrize("linked", ["environment", "base"])
 def test_python_may_be_there_by_links(tmp_path, linked):
     """As where a folder of environments was moved, or a tool names interpreters by links."""
+    tmp_path.chmod(0o755)  # code there is another user's
     folder = tmp_path / "python"
     if linked == "environment":
         folder.symlink_to(sys.prefix)
