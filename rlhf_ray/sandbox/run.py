@@ -90,7 +90,7 @@ def _folders_of_python() -> set[str]:
         folder = os.path.dirname(executable)
         executable = os.path.normpath(os.path.join(folder, os.readlink(executable)))
         folders.add(os.path.dirname(executable))
-    return folders
+    return folders | {os.path.realpath(folder) for folder in folders}
 
 
 async def _run(job: Mapping[str, Any], status: IO[bytes], limits: Limits) -> tuple[str, str]:
