@@ -33,6 +33,8 @@ logger = logging.getLogger(__name__)
 
 # An idle actor answers at once; one that still does what a dead job asked of it may take a while.
 ANSWER_S = 60.0
+# Threads of actors that are being told another number.
+UNKNOWN = 0
 
 
 class Pool(ResidentModels):
@@ -126,10 +128,19 @@ class Pool(ResidentModels):
         turns = [(self.core_turns[node], number) for node, number in taken.items()]
         handle.core_turns = [] if spec.runs_user_code else turns
         if role in self.shares.threads and handle.threads != self._threads(role):
-            handle.threads = self._threads(role)
-            use_threads = handle.call(ComputingActor.use_threads, timeout_s=self.timeouts.call_s)
-            await use_threads(handle.threads)
+            await self._use_threads(handle, self._threads(role))
         return handle
+
+    async def _use_threads(self, handle: RoleHandle[Any], number: int) -> None:
+        """Have a role's actors compute with so many, and know it in the next job as well.
+
+        Should this process end amid it, the next one does not take either number for theirs.
+        """
+        handle.threads = UNKNOWN
+        self._remember()
+        await handle.call(ComputingActor.use_threads, timeout_s=self.timeouts.call_s)(number)
+        handle.threads = number
+        self._remember()
 
     def _threads(self, role: str) -> int:
         """Of each of a role's actors."""
@@ -209,7 +220,8 @@ class Pool(ResidentModels):
         await self._names_are_free(names)
         if spec.reserves_memory:
             await self._offload_beside(role)
-        new = handle.successor(self._processes(role, spec, handle.threads, only=broken))
+        threads = handle.threads or self._threads(role)  # unknown where they died as they were told
+        new = handle.successor(self._processes(role, spec, threads, only=broken))
         try:
             # Ray gives a place away once the process that had it is gone.
             there = [new.start(RoleActor.health, rank)() for rank in broken]

@@ -17,7 +17,7 @@ from actors.cluster.run_files import RunFiles
 from actors.engines.replica_spec import ReplicaSpec
 from actors.engines.spec import EngineSpec
 from actors.pool import placement, processes
-from actors.pool.pool import Pool
+from actors.pool.pool import UNKNOWN, Pool
 from actors.pool.state import Place
 from actors.ranks.group import RankSpec
 from actors.ranks.hosting import HostingRank
@@ -53,6 +53,11 @@ def engines(*, sleeps: bool = True, tokens: int = 128) -> ReplicaSpec:
 
 
 RANKS = RankSpec(actor_class=HostingRank)
+
+
+async def dies(*arguments: Any) -> Any:
+    """In place of any call."""
+    raise RunError("the driver ends")
 
 
 def actors(role: str, spec: RoleSpec, asked: list[tuple[Any, ...]]) -> dict[str, ActorOfRole]:
@@ -219,6 +224,29 @@ async def test_roles_on_cpus_share_cores_and_compute_with_what_the_job_leaves_th
         "once for each job that changes it"
     )
     assert not [call for call in asked if call[1] in ("started", "start")], "the same engines"
+
+
+async def test_a_job_after_one_that_changed_threads_knows_how_many_there_are(
+    pool, asked, monkeypatch
+):
+    """PPO after GRPO on a standing pool, also where the driver died while it told them."""
+    monkeypatch.setattr(placement, "cores", lambda: {"node": 8})
+    pool.state.groups = {"policy": GroupConfig(), "value": GroupConfig()}
+    pool.state.places["value"] = pool.state.places["policy"]
+    written = []
+    monkeypatch.setattr(
+        pool, "_remember", lambda: written.append(pool.state.roles["policy"].threads)
+    )
+    for roles, threads in ((("policy",), 8), (("policy", "value"), 4)):
+        pool.share_cores(dict.fromkeys(roles, RANKS))
+        policy = await pool.start("policy", RANKS)
+        assert policy.threads == threads
+    assert written == [UNKNOWN, 8, UNKNOWN, 4]
+    monkeypatch.setattr(policy, "call", lambda *_, **__: dies)
+    pool.share_cores({"policy": RANKS})
+    with pytest.raises(RunError):
+        await pool.start("policy", RANKS)
+    assert written[-1] == policy.threads == UNKNOWN
 
 
 async def test_a_result_that_nobody_wants_is_only_written(pool, asked):
