@@ -152,7 +152,7 @@ class RolloutSummary:
 
     @classmethod
     def of(cls, rollout: Rollout) -> RolloutSummary:
-        """That of a rollout, whose tokens are not all others'."""
+        """That of a rollout, which has a token of the policy's own at least."""
         own_versions_T = rollout.versions_T[rollout.action_mask_T]
         return cls(
             sample=rollout.sample,

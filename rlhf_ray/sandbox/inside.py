@@ -157,7 +157,7 @@ def _prepare_files(job: dict[str, Any]) -> None:
         for path in map(Path, SYSTEM):
             _show(path, new, keeps_link=True)
         for path in python:
-            _show(path, new)
+            _show(path, new, keeps_link=not path.is_dir())
         (new / "dev").mkdir()
         for name in DEVICES:
             _bind(Path("/dev") / name, new / "dev" / name)

@@ -63,7 +63,7 @@ async def run_python(
         "stdin": ".stdin",
         "command": [sys.executable, "-I", "-B", "main.py"],
         "environment": _ENVIRONMENT,
-        "python": sorted(_folders_of_python()),
+        "python": [*sorted(_folders_of_python()), *_links_of_python()],
         "wall_s": limits.wall_s,
         "cpu_s": limits.cpu_s,
         "memory_bytes": limits.memory_mb * 2**20,
@@ -83,14 +83,18 @@ async def run_python(
 
 
 def _folders_of_python() -> set[str]:
-    """Where its files are, and what its name stands for on the way there."""
+    """Where its files are, by the names that it has for them and where these lead."""
     folders = {sys.prefix, sys.base_prefix, sys.exec_prefix, sys.base_exec_prefix}
-    executable = sys.executable
-    while os.path.islink(executable):
-        folder = os.path.dirname(executable)
-        executable = os.path.normpath(os.path.join(folder, os.readlink(executable)))
-        folders.add(os.path.dirname(executable))
     return folders | {os.path.realpath(folder) for folder in folders}
+
+
+def _links_of_python() -> list[str]:
+    """The program, and what each link on the way to it names; perhaps in the user's own folder."""
+    links = [sys.executable]
+    while os.path.islink(links[-1]):
+        target = os.path.join(os.path.dirname(links[-1]), os.readlink(links[-1]))
+        links.append(os.path.normpath(target))
+    return links
 
 
 async def _run(job: Mapping[str, Any], status: IO[bytes], limits: Limits) -> tuple[str, str]:

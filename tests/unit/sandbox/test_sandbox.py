@@ -34,12 +34,13 @@ async def test_code_runs_with_files_input_and_packages():
 PRINT_PREFIX = """
 import asyncio, sys
 from rlhf_ray.sandbox.run import run_python
-outcome = asyncio.run(run_python("import sys; print(sys.prefix)"))
-sys.exit(outcome.stderr if outcome.stdout != sys.prefix + "\\n" else 0)
+code = "import os, sys; print(sys.prefix, os.path.exists(os.path.join(sys.prefix, '../secret')))"
+outcome = asyncio.run(run_python(code))
+sys.exit(outcome.stderr if outcome.stdout != sys.prefix + " False\\n" else 0)
 """
 
 
-@pytest.mark.parametrize("linked", ["environment", "base"])
+@pytest.mark.parametrize("linked", ["environment", "base", "program"])
 def test_python_may_be_there_by_links(tmp_path, linked):
     """As where a folder of environments was moved, or a tool names interpreters by links."""
     tmp_path.chmod(0o755)  # code there is another user's
@@ -47,6 +48,14 @@ def test_python_may_be_there_by_links(tmp_path, linked):
     if linked == "environment":
         folder.symlink_to(sys.prefix)
         python = folder / "bin/python"
+    elif linked == "program":  # by a link beside what is the user's
+        (tmp_path / "secret").write_text("of the user")
+        (tmp_path / "python3").symlink_to(Path(sys.executable).resolve())
+        (folder / "bin").mkdir(parents=True)
+        python = folder / "bin/python"
+        python.symlink_to(tmp_path / "python3")
+        home = Path(sys.executable).resolve().parent
+        (folder / "pyvenv.cfg").write_text(f"home = {home}\n")
     else:
         folder.symlink_to(sys.base_prefix)
         python = tmp_path / "bin/python"
