@@ -50,7 +50,7 @@ def parsed(argv: list[str]) -> argparse.Namespace:
     row.add_argument("--turns", type=int, default=2)
     rows.add_parser("slow-prompt")
     row = rows.add_parser("overhead")
-    row.add_argument("--steps", type=int, default=5)
+    row.add_argument("--steps", type=int, default=9)
     row.add_argument("--turns", type=int, default=2)
     row = rows.add_parser("curves")
     row.add_argument("--steps", type=int, default=STEPS)
