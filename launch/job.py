@@ -33,7 +33,7 @@ from rlhf_ray.config.checks.unused import warn_of_unused
 from rlhf_ray.config.jobs import AnyJob, PipelineConfig
 from rlhf_ray.config.run import RunConfig
 from rlhf_ray.config.tools.stages import Stage, groups_of, stages_of
-from rlhf_ray.errors import ConfigError
+from rlhf_ray.errors import ConfigError, Disagreement
 from rlhf_ray.jobs.job import PreparedJob
 from rlhf_ray.jobs.stages import check_same, has_steps, results_needed, stages_left
 from rlhf_ray.jobs.status import state_of
@@ -133,7 +133,17 @@ async def run_on(pool: Pool, prepared: Prepared) -> None:
             stop = Stop(grace_s=grace_s(config))
             async with beating(folder):
                 with asked_first(stop.ask):
-                    await prepared.run(JobPool(pool, config), stop)
+                    await _train(prepared, pool, stop)
+
+
+async def _train(prepared: Prepared, pool: Pool, stop: Stop) -> None:
+    try:
+        await prepared.run(JobPool(pool, prepared.config), stop)
+    except Disagreement as error:
+        # Nobody knows which of their processes is wrong. It would be so in the pool's next job too.
+        for role in error.roles:
+            await pool.end(role)
+        raise
 
 
 def grace_s(config: RunConfig) -> float:

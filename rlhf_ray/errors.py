@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, TypeAlias, get_args
 
 # Exit statuses of commands: the run failed, bad input, training met a rule that ends it, stopped
@@ -52,6 +52,23 @@ class RunError(RlhfRayError):
 
 class TrainingStopped(RunError):
     """Training met a rule that ends it; the same again would most likely meet it again."""
+
+
+class Disagreement(RunError):
+    """Roles compute different numbers from the same weights, and one of them is wrong.
+
+    Attributes:
+        roles: Theirs.
+    """
+
+    roles: Sequence[str] = ()
+
+    @classmethod
+    def between(cls, *roles: str, message: str) -> Disagreement:
+        """One of these roles."""
+        disagreement = cls(message)
+        disagreement.roles = roles
+        return disagreement
 
 
 class ActorDied(RunError):

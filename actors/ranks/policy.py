@@ -25,7 +25,7 @@ from actors.weights.sync_spec import (
     SyncSpec,
 )
 from rlhf_ray.config.algorithm_table import ScoredModel
-from rlhf_ray.errors import RunError
+from rlhf_ray.errors import Disagreement, RunError
 from rlhf_ray.metrics.spans import recorded, span
 from rlhf_ray.packing import UpdatePlan, plan_forward
 from rlhf_ray.roles.groups import Ref, RolloutGroup, SampleArrays
@@ -241,7 +241,7 @@ class PolicyGroup(TrainedGroup[PolicyRank]):
         Each measure of the gap is that of the engine where it is largest.
 
         Raises:
-            RunError: Engine and trainer disagree by more than the limits; names the worst tokens.
+            Disagreement: Engine and trainer differ by more than the limits; names the worst tokens.
             StateLost: No engine serves.
         """
         timeout_s, version = self.timeouts.publish_s, self.sent["version"]
@@ -254,9 +254,12 @@ class PolicyGroup(TrainedGroup[PolicyRank]):
         for replica, engine in theirs.items():
             gap = gap_of(self.probe_logprobs, engine, tokens)
             if exceeded := self.limits.exceeded_by(gap):
-                raise RunError(
-                    f"after publishing version {version}, {self.engines.actors.names[replica]} "
-                    f"and the trainer differ by {exceeded}"
+                engines = self.engines.actors
+                raise Disagreement.between(
+                    self.actors.name,
+                    engines.name,
+                    message=f"after publishing version {version}, {engines.names[replica]} and the "
+                    f"trainer differ by {exceeded}",
                 )
             self.engines.agreed(replica, version)
             gaps.append(gap)

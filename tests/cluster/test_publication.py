@@ -21,7 +21,7 @@ from jobs import (
 
 from actors.engines.rollout import RolloutReplica
 from rlhf_ray.data.chat.tokenizer import load_tokenizer
-from rlhf_ray.errors import RunError
+from rlhf_ray.errors import Disagreement, RunError
 from rlhf_ray.loops.publication import publish
 from rlhf_ray.roles.groups import GenerationRequest
 from rlhf_ray.types import Prompt
@@ -89,8 +89,9 @@ def test_an_engine_with_other_weights_stops_the_run(pool, make_config, tmp_path)
         await inside(roles.policy.actors, stretch_final_norm, 1.2)
         await compare(2)
 
-    with pytest.raises(RunError) as caught:
+    with pytest.raises(Disagreement) as caught:
         asyncio.run(publish_to_nobody())
+    assert list(caught.value.roles) == ["policy", "rollout"]
     message = str(caught.value)
     assert message.startswith("after publishing version 2, one/rollout/0 and the trainer differ")
     assert "(limit 0.001); worst tokens: {'sequence': " in message

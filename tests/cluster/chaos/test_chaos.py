@@ -63,7 +63,7 @@ ALL = [
     *(Death(role=role, phase=phase) for role in ROLES for phase in IN_STEP),
     *(Death(role=role, phase="start", number=1) for role in ROLES[:3] + ROLES[5:]),
     *(Death(role=role, phase="checkpoint", number=1) for role in ROLES),
-    *(Death(role=role, phase="export", number=1) for role in ("policy", "value")),
+    Death(role="policy", phase="export", number=1),
     *(Death(role=role, phase="update", by=STOP) for role in ROLES),
     *(Death(role="rollout", phase=phase, by=STOP) for phase in ("generate", "publish")),
 ]
@@ -125,6 +125,7 @@ def run(
         job = JOBS["ppo" if kind in ONLINE else kind].prepare(config)
 
         async def train() -> None:
+            await pool.heal()  # as before each job of a standing pool
             async with watched(pool):
                 await job.run(JobPool(pool, job.config))
 
@@ -176,6 +177,7 @@ def told_of(folder: Path) -> list[dict[str, float]]:
 
 def survives(kind: str, death: Death, pool: Pool, run: Callable[..., Path]) -> None:
     undisturbed = run(kind)
+    asyncio.run(pool.heal())
     before, started_s = process_ids(pool), time.monotonic()
     folder = run(kind, death)
     lost_s = steps_s(folder) - steps_s(undisturbed)
@@ -202,6 +204,15 @@ def test_a_run_survives(death, pool, run):
 @pytest.mark.parametrize("death", ALL, ids=str)
 def test_a_run_survives_any_death(death, pool, run):
     survives("ppo", death, pool, run)
+
+
+@pytest.mark.long
+def test_who_dies_when_nobody_asks_him_any_more_is_started_for_the_next_run(pool, run):
+    death = Death(role="value", phase="export", number=1)
+    folders = [run("ppo"), run("ppo", death)]
+    assert "value" in pool.state.roles
+    folders.append(run("ppo", Death(role="reward_worker", phase="score")))
+    assert len({weights_of(folder) for folder in folders}) == 1
 
 
 @pytest.mark.long

@@ -192,6 +192,13 @@ def test_steps_with_and_without_are_compared_one_by_one():
         overhead.ratios_of([run([1.0])], [run([1.0], reward=0.6)])
 
 
+def test_a_median_has_an_interval():
+    # Conover, "Practical Nonparametric Statistics", table of signs: of 16 values the 4th and 13th.
+    ranked = [float(value) for value in range(1, 17)]
+    assert overhead.median_within(ranked[::-1]) == (5.0, 8.5, 12.0)
+    assert overhead.median_within([2.0, 1.0]) == (1.0, 1.5, 2.0)
+
+
 def test_what_the_driver_writes_is_timed(monkeypatch):
     monkeypatch.setattr(overhead.Timed, "spent_s", spent := defaultdict(float))
 

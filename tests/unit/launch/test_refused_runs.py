@@ -19,7 +19,7 @@ from rlhf_ray.config.online import GrpoConfig
 from rlhf_ray.config.sample import SampleConfig
 from rlhf_ray.config.supervised import RmConfig, SftConfig
 from rlhf_ray.config.tools.stages import stages_of
-from rlhf_ray.errors import ConfigError, RunError
+from rlhf_ray.errors import ConfigError, Disagreement, RunError
 from rlhf_ray.jobs.online import OnlineData
 from rlhf_ray.jobs.sft import SftData
 from rlhf_ray.jobs.status import read_status, state_of
@@ -261,25 +261,49 @@ def test_a_new_run_whose_model_cannot_be_loaded_has_failed(tmp_path):
     assert state_of(config.run_dir) == "failed"
 
 
-def test_a_job_that_is_not_refused_is_written_and_told_of_its_checkpoint(done, monkeypatch):
+@pytest.fixture
+def ended(monkeypatch):
+    """Nothing is started, and jobs run on what is not there; the roles that are ended."""
+    ended = []
+
+    class Kept:
+        async def end(self, role):
+            ended.append(role)
+
+    @asynccontextmanager
+    async def open_pool(config):
+        yield Kept()
+
     monkeypatch.setattr(job, "connected", lambda *arguments: nullcontext())
-    monkeypatch.setattr(job, "open_pool", fake_pool)
+    monkeypatch.setattr(job, "open_pool", open_pool)
+    monkeypatch.setattr(job, "check_nodes", nothing)
+    monkeypatch.setattr(job, "JobPool", lambda pool, config: FakePool(Path(config.run_dir)))
+    monkeypatch.setattr(job, "skipped_steps_fetched", lambda config, pool: fake_pool(config))
+    return ended
 
-    async def fine(config, pool):
-        pass
 
-    monkeypatch.setattr(job, "check_nodes", fine)
+def test_a_job_that_is_not_refused_is_written_and_told_of_its_checkpoint(done, ended):
     seen = []
 
     def asked(what):
         seen.append((what, state_of(done.run_dir)))
 
-    monkeypatch.setattr(job, "JobPool", lambda pool, config: FakePool(Path(config.run_dir)))
-    monkeypatch.setattr(job, "skipped_steps_fetched", lambda config, pool: fake_pool(config))
     longer = make_config(done.run_dir, resume="auto", total_steps=6)
     assert run(longer, loading(ROWS), roles=nothing, loop=lambda *arguments: FakeLoop(asked)) == 0
     assert seen == [("loop from 4", "running")]
     assert "total_steps: 6" in (Path(done.run_dir) / "config.yaml").read_text()
+    assert ended == []
+
+
+def test_roles_that_disagree_are_not_kept_for_the_next_job(tmp_path, ended):
+    def asked(what):
+        raise Disagreement.between("policy", "rollout", message="they differ")
+
+    config = make_config(tmp_path / "run")
+    with pytest.raises(Disagreement, match="they differ"):
+        run(config, loading(ROWS), roles=nothing, loop=lambda *arguments: FakeLoop(asked))
+    assert ended == ["policy", "rollout"]
+    assert state_of(config.run_dir) == "failed"
 
 
 def test_samples_that_somebody_cut(tmp_path):
