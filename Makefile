@@ -54,7 +54,7 @@ test-unit: $(STAMP) ## those that need no cluster, TEST_WORKERS at a time
 test-cluster: $(STAMP) ## those on real Ray, vLLM and DeepSpeed, one at a time on one cluster
 	$(BIN)/python -m pytest tests/cluster -q
 
-chaos: $(STAMP) ## kill and stop every role of runs in every phase; half an hour
+chaos: $(STAMP) ## kill and stop every role of runs in every phase; three quarters of an hour
 	$(BIN)/python -m pytest tests/cluster/chaos -q -m "long or not long"
 
 check: $(STAMP) ## ruff, mypy and the import contracts
