@@ -129,7 +129,7 @@ class OpenEnv:
         reward = found.get("reward")
         return Step(
             messages=(shown,),
-            reward=0.0 if reward is None else float(reward),
+            reward=None if reward is None else float(reward),
             is_done=bool(found.get("done")),
             num_calls=1,
         )

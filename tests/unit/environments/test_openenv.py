@@ -40,6 +40,7 @@ async def test_an_answer_is_an_action_and_an_observation_a_message(url):
         step = await world.step("<think>3 or 7?</think>\n3")
         assert shown(step) == ["higher"] and step.messages[0]["role"] == "user"
         assert (step.reward, step.is_done, step.num_calls) == (-0.1, False, 1)
+        assert (await world.step("97")).reward is None, "the server gave none"
         step = await world.step("5")
         assert (step.reward, step.is_done) == (1.0, True)
 
