@@ -129,6 +129,8 @@ def test_calls_of_gpt_oss_are_read(answer, name, arguments):
     [read] = HarmonyParser().calls(answer)
     assert (read.name, read.arguments, read.fault) == (name, arguments, "")
     assert HarmonyParser().calls("<|channel|>final<|message|>It is 7.") == []
+    spoken_of = "<|channel|>analysis<|message|>Not to=functions.add yet.<|end|><|start|>assistant"
+    assert [call.name for call in HarmonyParser().calls(spoken_of + answer)] == [read.name]
     [wrong] = HarmonyParser().calls(f"{answer} and")
     assert "could not be read" in wrong.fault
 
