@@ -76,6 +76,14 @@ class Environment(Protocol):
         ...
 
 
+def readable(text: str) -> str:
+    r"""The same with `?` for halves of surrogate pairs, which no tokenizer reads.
+
+    What repeats a policy's words may have some: JSON spells them `\ud800`.
+    """
+    return text.encode("utf-8", "replace").decode()
+
+
 def tool_schemas(environment: Any) -> list[dict[str, Any]]:
     """The tools that prompts are to show, as chat templates take them; none where it has none."""
     return [dict(schema) for schema in getattr(environment, "tools", ())]

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 from rlhf_ray.deadlines import DeadlineError, deadline, in_daemon_thread
-from rlhf_ray.environments.protocol import Message, Step
+from rlhf_ray.environments.protocol import Message, Step, readable
 from rlhf_ray.environments.tool_calls import PARSERS, ToolCall, ToolParser
 from rlhf_ray.errors import ConfigError, RlhfRayError
 from rlhf_ray.types import Prompt
@@ -179,12 +179,12 @@ def _checked(function: Function) -> Function:
 
 
 def _message(call: ToolCall, number: int, content: str) -> Message:
-    name = call.name or "unknown"
+    name = readable(call.name) or "unknown"
     return {
         "role": "tool",
         "name": name,
         "tool_call_id": f"call{number:05d}",  # nine characters, as Mistral's templates want
-        "content": content,
+        "content": readable(content),
     }
 
 

@@ -160,10 +160,8 @@ class TurnTemplate:
 def shortened_message(tokenizer: Tokenizer, message: Message, max_tokens: int) -> Message:
     """A message of so many tokens at most; of a longer one the beginning, and a line that says so.
 
-    The line comes on top. What no tokenizer can read, halves of surrogate pairs, becomes `?`: JSON
-    of a policy or a server may have spelt it.
+    The line comes on top.
     """
-    message = {key: _readable(value) for key, value in message.items()}
     content = message["content"]
     beginning = content[: enough_characters(content, max_tokens, tokenizer)]
     ids_T = written_tokens(tokenizer, beginning)
@@ -172,10 +170,6 @@ def shortened_message(tokenizer: Tokenizer, message: Message, max_tokens: int) -
     kept = str(tokenizer.decode(ids_T[:max_tokens], skip_special_tokens=False)).rstrip("\ufffd")
     cut = f"{kept}\n[cut after {max_tokens} tokens: {len(content) - len(kept)} characters more]"
     return {**message, "content": cut}
-
-
-def _readable(value: Any) -> Any:
-    return value.encode("utf-8", "replace").decode() if isinstance(value, str) else value
 
 
 def _adds_reasoning(chat: Sequence[Mapping[str, Any]], written: Rendering) -> bool:

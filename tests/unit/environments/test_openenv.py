@@ -51,6 +51,8 @@ async def test_what_is_no_action_is_told_to_the_policy(url):
         [no_json], [no_integer] = shown(await world.step("three")), shown(await world.step('"3"'))
         assert no_json.startswith("error: the answer must be JSON")
         assert no_integer == "error: guess: Input should be a valid integer"
+        [half] = shown(await world.step(json.dumps(chr(0xD800))))
+        half.encode()
         step = await world.step("3")
         assert shown(step) == ['{"hint": "right", "tries": 1}'] and step.is_done
 

@@ -135,6 +135,14 @@ async def test_what_is_wrong_is_said_to_the_policy_and_counted(answer, words):
     assert (step.num_calls, step.num_failed_calls, step.is_done) == (1, 1, False)
 
 
+async def test_text_that_no_tokenizer_reads_is_replaced():
+    half = chr(0xD800)
+    step = await ToolEnvironment([fails]).step(call("fails", text=half) + call(f"x{half}"))
+    first, second = step.messages
+    assert first["content"] == "error: LookupError: ?" and second["name"] == "x?"
+    assert "there is no tool" in second["content"]
+
+
 def test_a_call_whose_end_was_forgotten_is_read():
     [read] = HermesParser().calls(call("add", x=2).removesuffix("\n</tool_call>"))
     assert (read.name, read.arguments, read.fault) == ("add", {"x": 2}, "")
