@@ -59,14 +59,15 @@ class Turn:
 
     Attributes:
         num_tokens: Of the policy's own, at least 1.
-        reward: The environment's, for this turn; the turn's last own token carries it.
+        reward: The environment's, for this turn; the turn's last own token carries it. None where
+            it gave none, which is no 0: see `Rollout.environment_reward`.
         num_calls: Of tools, those that failed included.
         num_failed_calls: Calls that could not be read, or whose tool raised or took too long.
         environment_s: What the environment took to answer it.
     """
 
     num_tokens: int
-    reward: float = 0.0
+    reward: float | None = None
     num_calls: int = 0
     num_failed_calls: int = 0
     environment_s: float = 0.0
@@ -120,8 +121,9 @@ class Rollout:
 
     @property
     def environment_reward(self) -> float | None:
-        """Sum over turns; None without an environment."""
-        return sum(turn.reward for turn in self.turns) if self.turns else None
+        """Sum over turns that have a reward; None where none has."""
+        rewards = [turn.reward for turn in self.turns if turn.reward is not None]
+        return sum(rewards) if rewards else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,8 +134,8 @@ class RolloutSummary:
         sample: Index among the draw's samples.
         num_action_tokens: Of the response, those that the policy wrote.
         version_min: Of the versions that sampled the policy's own tokens, as are the other two.
-        environment_reward: Sum over its turns; None without an environment, where all else of one
-            is 0.
+        environment_reward: As `Rollout.environment_reward`.
+        num_turns: As all that follows, 0 without an environment.
     """
 
     sample: int

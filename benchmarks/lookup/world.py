@@ -25,7 +25,10 @@ class Lookup:
             return Step(reward=float(answer == self.digit), is_done=True)
         is_known = key == self.key
         message = {"role": "tool", "name": "get", "content": self.digit if is_known else "?"}
-        return Step(messages=(message,), num_calls=1, num_failed_calls=int(not is_known))
+        # A rollout that only looks, until a limit ends it, is worth 0: that is to be learned from.
+        return Step(
+            messages=(message,), reward=0.0, num_calls=1, num_failed_calls=int(not is_known)
+        )
 
     async def close(self) -> None:
         """Nothing."""

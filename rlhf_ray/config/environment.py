@@ -10,6 +10,9 @@ from pydantic import PositiveFloat, PositiveInt
 from rlhf_ray.config.base import Config, LabelSelector, LocalPath
 from rlhf_ray.config.placement import GroupConfig
 
+# Of a task of reasoning-gym, where `arguments` have no others.
+DEFAULT_ATTEMPTS = 2
+
 # A worker's death may be the doing of any group on it. So often it counts for none of them.
 FREE_DEATHS = 2
 
@@ -83,6 +86,12 @@ class EnvironmentConfig(Config):
     def _faults(self) -> Iterator[str]:
         if len(self._names) > 1:
             yield f"an environment has one of path, {', '.join(_MADE_BY)}, got {self._names}"
+        attempts = self.arguments.get("attempts", DEFAULT_ATTEMPTS)
+        if self.reasoning_gym and isinstance(attempts, int) and attempts > self.max_turns:
+            yield (
+                "arguments.attempts: each attempt is a turn: it must not exceed max_turns "
+                f"({self.max_turns}), got {attempts}"
+            )
         if self.is_named:
             return
         fields = type(self).model_fields.items()

@@ -230,8 +230,8 @@ def _message(answer: str, calls: Sequence[ToolCall]) -> dict[str, Any]:
     return message
 
 
-def _reward_of(printed: str) -> float:
-    """What the last line says, if it is JSON with a reward; else 0, which adds nothing.
+def _reward_of(printed: str) -> float | None:
+    """What the last line says, if it is JSON with a reward; else None: it gave none.
 
     Raises:
         ValueError: The reward is no finite number.
@@ -240,9 +240,9 @@ def _reward_of(printed: str) -> float:
     try:
         last = json.loads(lines[-1]) if lines else None
     except ValueError:
-        return 0.0
+        return None
     if not isinstance(last, Mapping) or "reward" not in last:
-        return 0.0
+        return None
     reward = last["reward"]
     if isinstance(reward, bool) or not isinstance(reward, int | float) or not math.isfinite(reward):
         raise ValueError(f"an agent's reward must be a finite number, got {reward!r}")

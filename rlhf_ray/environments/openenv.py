@@ -20,7 +20,7 @@ from typing import Any
 import aiohttp
 
 from rlhf_ray.deadlines import deadline
-from rlhf_ray.environments.protocol import Step
+from rlhf_ray.environments.protocol import Step, readable
 from rlhf_ray.errors import ConfigError, GroupFailed
 from rlhf_ray.types import Prompt
 
@@ -125,11 +125,11 @@ class OpenEnv:
                 return _refused(_faults_of(data))
             raise _failure(data)
         found = said["data"]
-        shown = {"role": "user", "content": self.text(found)}
+        shown = {"role": "user", "content": readable(self.text(found))}
         reward = found.get("reward")
         return Step(
             messages=(shown,),
-            reward=0.0 if reward is None else float(reward),
+            reward=None if reward is None else float(reward),
             is_done=bool(found.get("done")),
             num_calls=1,
         )
@@ -217,7 +217,7 @@ class OpenEnv:
 
 
 def _refused(why: str) -> Step:
-    shown = {"role": "user", "content": f"error: {why}"}
+    shown = {"role": "user", "content": readable(f"error: {why}")}
     return Step(messages=(shown,), num_calls=1, num_failed_calls=1)
 
 

@@ -23,24 +23,28 @@ class Step:
 
     Attributes:
         messages: What the policy sees before its next turn. Behind the last turn nobody sees them.
-        reward: For this turn, finite.
+        reward: For this turn, finite; None where it says nothing. A rollout without any reward is
+            scored by reward functions alone.
+        reward_if_last: In place of `reward` where a limit ends the rollout before the next `step`.
         is_done: Whether that was the last turn.
         num_calls: Of tools, those that failed included.
         num_failed_calls: Calls that could not be read, or whose tool raised or took too long.
 
     Raises:
-        ValueError: The reward is not finite, or there is nothing to go on from.
+        ValueError: A reward is not finite, or there is nothing to go on from.
     """
 
     messages: tuple[Message, ...] = ()
-    reward: float = 0.0
+    reward: float | None = None
+    reward_if_last: float | None = None
     is_done: bool = False
     num_calls: int = 0
     num_failed_calls: int = 0
 
     def __post_init__(self) -> None:
-        if not math.isfinite(self.reward):
-            raise ValueError(f"the reward of a step must be finite, got {self.reward}")
+        for reward in (self.reward, self.reward_if_last):
+            if reward is not None and not math.isfinite(reward):
+                raise ValueError(f"the reward of a step must be finite, got {reward}")
         if not (self.messages or self.is_done):
             raise ValueError("a step that is not the last must have a message, got none")
 
@@ -70,6 +74,14 @@ class Environment(Protocol):
     async def close(self) -> None:
         """Release what it holds: called once, whatever ended the rollout."""
         ...
+
+
+def readable(text: str) -> str:
+    r"""The same with `?` for halves of surrogate pairs, which no tokenizer reads.
+
+    What repeats a policy's words may have some: JSON spells them `\ud800`.
+    """
+    return text.encode("utf-8", "replace").decode()
 
 
 def tool_schemas(environment: Any) -> list[dict[str, Any]]:

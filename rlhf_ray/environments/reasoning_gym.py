@@ -10,6 +10,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from rlhf_ray.config.environment import DEFAULT_ATTEMPTS
+from rlhf_ray.deadlines import in_daemon_thread
 from rlhf_ray.environments.protocol import Step
 from rlhf_ray.errors import ConfigError
 from rlhf_ray.rewards.reasoning_gym import COLUMN, rows, score, task_of
@@ -20,11 +22,12 @@ class ReasoningGym:
     """An answer that the task's verifier does not find right may be given again.
 
     Attributes:
-        attempts: Answers at most; the last one's score is the reward.
+        attempts: Answers at most; the score of the last one that was given is the reward, also
+            where a limit ends the rollout before the others.
         task: The name of the rows' task; empty for any.
     """
 
-    def __init__(self, *, attempts: int = 2, task: str = "") -> None:
+    def __init__(self, *, attempts: int = DEFAULT_ATTEMPTS, task: str = "") -> None:
         """So many attempts at a task.
 
         Raises:
@@ -52,10 +55,13 @@ class ReasoningGym:
     async def step(self, answer: str) -> Step:
         """The verifier's score for a right answer or the last; else another attempt."""
         self._num_answers += 1
-        value = score(answer, self._place)
+        value = await in_daemon_thread(
+            lambda: score(answer, self._place), name="reasoning-gym's verifier"
+        )
         if value == 1.0 or self._num_answers == self.attempts:
             return Step(reward=value, is_done=True)
-        return Step(messages=({"role": "user", "content": "That is not right. Try again."},))
+        message = {"role": "user", "content": "That is not right. Try again."}
+        return Step(messages=(message,), reward_if_last=value)
 
     async def close(self) -> None:
         """Nothing."""

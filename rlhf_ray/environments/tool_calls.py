@@ -11,11 +11,11 @@ from typing import Any, Protocol
 _OPENED, _CLOSED = "<tool_call>", "</tool_call>"
 # Behind an opening tag up to the closing one, or to the end where it was forgotten.
 _BLOCK = re.compile(rf"{_OPENED}(.*?)(?:{_CLOSED}|\Z)", re.DOTALL)
-# A message to a function: its head may name channel and format before or behind the recipient.
-_MESSAGE = re.compile(
-    r"to=functions\.([\w.-]+)(?:[^<]|<\|(?:channel|constrain)\|>)*<\|message\|>(.*?)(?:<\||\Z)",
-    re.DOTALL,
-)
+# Stands between the head of a message and its text.
+_MESSAGE = "<|message|>"
+# What a head may have before and behind the function that it names.
+_IN_HEAD = re.compile(r"<\|(?:channel|constrain)\|>")
+_FUNCTION = re.compile(r"to=functions\.([\w.-]+)")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +62,15 @@ class HarmonyParser:
 
     def calls(self, answer: str) -> list[ToolCall]:
         """One at most: a message to a function ends a turn."""
-        return [_named(name, text.strip()) for name, text in _MESSAGE.findall(answer)]
+        # One pattern for all of it would try each beginning of a head that never ends.
+        behind, *parts = answer.split(_MESSAGE)
+        calls = []
+        for part in parts:
+            head = _IN_HEAD.sub(" ", behind).rpartition("<")[2]
+            text, _, behind = part.partition("<|")
+            if named := _FUNCTION.search(head):
+                calls.append(_named(named[1], text.strip()))
+        return calls
 
 
 # By the names that configurations have for them.

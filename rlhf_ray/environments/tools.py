@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 from rlhf_ray.deadlines import DeadlineError, deadline, in_daemon_thread
-from rlhf_ray.environments.protocol import Message, Step
+from rlhf_ray.environments.protocol import Message, Step, readable
 from rlhf_ray.environments.tool_calls import PARSERS, ToolCall, ToolParser
 from rlhf_ray.errors import ConfigError, RlhfRayError
 from rlhf_ray.types import Prompt
@@ -53,9 +53,10 @@ class ToolEnvironment:
     """An environment whose world is a few functions; an answer that calls none of them is the last.
 
     A function has type hints and a docstring with its arguments, in Google's style. It may be
-    async. What it raises, a missed deadline, a call that cannot be read, an unknown name and
-    arguments of another kind are messages to the policy, which may try again. It gives no rewards
-    of its own: the job's reward functions see all messages. A subclass can: it overrides `step`.
+    async. What it raises, a result that JSON cannot write, a missed deadline, a call that cannot be
+    read, an unknown name and arguments of another kind are messages to the policy, which may try
+    again. It gives no rewards of its own: the job's reward functions see all messages. A subclass
+    can: it overrides `step`.
 
     A function that has to be stopped belongs into a process (see `rlhf_ray/sandbox/`): a thread
     goes on after its deadline.
@@ -124,21 +125,20 @@ class ToolEnvironment:
         try:
             async with deadline(self._call_timeout_s, actor=call.name, operation="a call"):
                 if inspect.iscoroutinefunction(function):
-                    result = await function(**call.arguments)
-                else:
-                    result = await in_daemon_thread(
-                        lambda: function(**call.arguments), name=f"tool {call.name}"
-                    )
+                    return _written(await function(**call.arguments)), False
+                return await in_daemon_thread(
+                    lambda: _written(function(**call.arguments)), name=f"tool {call.name}"
+                ), False
         except DeadlineError:
             return _error(f"{call.name} took more than {self._call_timeout_s:g} s"), True
         except RlhfRayError:
             raise  # of this library, not of the call: a machine without a sandbox, say
         except ToolError as error:
             return _error(str(error)), True
-        # A tool may raise anything, and the policy is told what.
-        except Exception as error:
+        # A tool may raise anything, SystemExit as well, or give what JSON cannot write: the policy
+        # is told what.
+        except (Exception, SystemExit) as error:
             return _error(f"{type(error).__name__}: {error}"), True
-        return _written(result), False
 
 
 def by_name(tools: Iterable[Tool]) -> dict[str, Tool]:
@@ -179,12 +179,12 @@ def _checked(function: Function) -> Function:
 
 
 def _message(call: ToolCall, number: int, content: str) -> Message:
-    name = call.name or "unknown"
+    name = readable(call.name) or "unknown"
     return {
         "role": "tool",
         "name": name,
         "tool_call_id": f"call{number:05d}",  # nine characters, as Mistral's templates want
-        "content": content,
+        "content": readable(content),
     }
 
 

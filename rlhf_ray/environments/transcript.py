@@ -42,6 +42,8 @@ class Transcript:
     _is_own_T: list[bool] = field(default_factory=list)
     _turns: list[Turn] = field(default_factory=list)
     _messages: list[Message] = field(default_factory=list)
+    # What the last turn's reward is, should no other turn be answered.
+    _if_last: tuple[int, float] | None = None
     # Tokens and messages up to the end of the last own turn.
     _own_end: tuple[int, int] = (0, 0)
 
@@ -114,6 +116,8 @@ class Transcript:
             num_failed_calls=step.num_failed_calls,
             environment_s=environment_s,
         )
+        if_last = step.reward_if_last
+        self._if_last = None if if_last is None else (len(self._turns) - 1, if_last)
         self._messages += messages
 
     def between(self, ids_T: Sequence[int]) -> None:
@@ -147,9 +151,17 @@ class Transcript:
             action_mask_T=np.array(self._is_own_T[:num_tokens], dtype=np.bool_),
             finish_reason=finish_reason,
             text=decode(self._ids_T[:num_tokens]),
-            turns=tuple(self._turns),
+            turns=self._rewarded(finish_reason),
             messages=tuple(self._messages[:num_messages]),
         )
+
+    def _rewarded(self, finish_reason: FinishReason) -> tuple[Turn, ...]:
+        """The turns with what the environment gave for them, as it turned out."""
+        turns = list(self._turns)
+        if finish_reason == "length" and self._if_last is not None:
+            answered, reward = self._if_last  # the last that was: one behind it was cut
+            turns[answered] = replace(turns[answered], reward=reward)
+        return tuple(turns)
 
     def _add(
         self,

@@ -25,7 +25,7 @@ def turn_numbers(rollout: Rollout) -> npt.NDArray[np.int64]:
 
 
 def turn_rewards(rollout: Rollout) -> FloatArray:
-    """The reward of each turn on its last own token, 0 elsewhere: [T].
+    """The reward of each turn on its last own token, 0 elsewhere and for turns without one: [T].
 
     Raises:
         ValueError: As `turn_numbers`.
@@ -35,7 +35,7 @@ def turn_rewards(rollout: Rollout) -> FloatArray:
         ends = np.cumsum([turn.num_tokens for turn in rollout.turns])
         _check(rollout, int(ends[-1]))
         last = np.flatnonzero(rollout.action_mask_T)[ends - 1]
-        rewards_T[last] = [turn.reward for turn in rollout.turns]
+        rewards_T[last] = [turn.reward or 0.0 for turn in rollout.turns]
     return rewards_T
 
 

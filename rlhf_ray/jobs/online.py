@@ -14,17 +14,18 @@ from rlhf_ray.config.models import ModelConfig
 from rlhf_ray.config.online import GrpoConfig, OnlineConfig, PpoConfig
 from rlhf_ray.config.rewards import ENVIRONMENT
 from rlhf_ray.config.sample import SampleConfig
-from rlhf_ray.data.chat_options import template_options
 from rlhf_ray.data.examples.prompts import Prompts
 from rlhf_ray.data.examples.tokenization import Tokenization
 from rlhf_ray.data.order import TrainedRows, first_of
+from rlhf_ray.data.rows.rows import Rows
 from rlhf_ray.deadlines import side_by_side
 from rlhf_ray.environments.loading import environment_maker
 from rlhf_ray.environments.protocol import tool_schemas
-from rlhf_ray.errors import ConfigError, short
+from rlhf_ray.errors import ConfigError
 from rlhf_ray.jobs.job import Job, Loop
 from rlhf_ray.jobs.pool import Pool, WeightedReward
 from rlhf_ray.jobs.rows import AnyRows, JobData, JobRows, context_of, end_token_ids, tokenizer_of
+from rlhf_ray.jobs.turns import check_turns
 from rlhf_ray.loops.checkpoints import Checkpoint
 from rlhf_ray.loops.evaluation import Evaluation
 from rlhf_ray.loops.sample_files import SampleFiles
@@ -158,47 +159,19 @@ def load(config: OnlineConfig) -> OnlineData:
     trained = rows.trained()
     _check_models(config, tokenizer, [trained, *([held_out] if held_out else [])])
     ends = end_token_ids(policy, tokenizer, config.rollout.stop_token_ids)
+    eval_prompts = held_out[: config.eval.num_prompts] if held_out else []
     if config.environment.is_named:
-        _check_environment(config, tokenizer, ends, trained)
+        looked_at = (
+            trained if isinstance(trained, Rows) else trained.first(SEARCHED_PROMPTS)  # of a stream
+        )
+        check_turns(config, tokenizer, ends, {"data": looked_at, "eval.data": eval_prompts})
     return OnlineData(
         prompts=trained,
-        eval_prompts=held_out[: config.eval.num_prompts] if held_out else [],
+        eval_prompts=eval_prompts,
         tokenizer=tokenizer,
         end_token_ids=ends,
         vocabulary=vocabulary_digest(tokenizer),
     )
-
-
-def _check_environment(
-    config: OnlineConfig,
-    tokenizer: PreTrainedTokenizerBase,
-    end_token_ids: Sequence[int],
-    prompts: AnyRows,
-) -> None:
-    """Whether chats go on behind an answer, with the messages that the environment sends.
-
-    Raises:
-        ConfigError: Prompts are no chats, or the template is none that turns can be added to.
-    """
-    from rlhf_ray.environments.protocol import message_roles
-    from rlhf_ray.environments.turns import TurnTemplate
-
-    [first] = first_of(prompts, 1)
-    if isinstance(first.text, str) and not config.data.chat:
-        raise ConfigError(
-            f"environment: prompts must be chats, as turns follow them, got {short(first.text)} "
-            f"({first.prompt_id}): set data.chat, or take rows of messages"
-        )
-    if config.environment.template == "append":
-        return
-    environment = environment_maker(config.environment)()
-    tools = tool_schemas(environment)
-    template = TurnTemplate(
-        tokenizer=tokenizer,
-        end_ids=frozenset(end_token_ids),
-        options=template_options(first.columns, first.prompt_id, tools=tools),
-    )
-    template.check(message_roles(environment))
 
 
 def _check_models(

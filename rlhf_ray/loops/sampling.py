@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from rlhf_ray.config.sample import SampleConfig
+from rlhf_ray.data.messages import as_chat
 from rlhf_ray.data.order import TrainedRows, order_of
 from rlhf_ray.loops.checkpoints import Checkpoint, CheckpointStore
 from rlhf_ray.loops.evaluation import Evaluation
@@ -47,7 +48,7 @@ class Judged:
     """An answer with its score, None where no reward applied; `truncated` where it was cut off.
 
     Attributes:
-        messages: In an environment what was said behind a chat, turn by turn; else empty.
+        messages: In an environment what was said, turn by turn; else empty.
     """
 
     text: str
@@ -175,18 +176,19 @@ class SampleLoop:
         pairs: list[dict[str, Any]] = []
         for scored, rollouts_G in zip(groups, rollouts_PG, strict=True):
             prompt = scored.group.prompt
-            is_chat = not isinstance(prompt.text, str)
             answers = [
                 Judged(
                     text=r.text,
                     score=score.total,
                     truncated=r.finish_reason == "length",
-                    messages=r.messages if is_chat else (),
+                    messages=r.messages,
                 )
                 for r, score in zip(rollouts_G, scored.scores_G, strict=True)
             ]
             kept = {k: v for k, v in prompt.columns.items() if k not in OF_OTHER_ANSWERS}
-            row = {**kept, "prompt": prompt.text, "draw": scored.group.draw}
+            has_turns = any(r.messages for r in rollouts_G)
+            asked = as_chat(prompt.text, "user") if has_turns else prompt.text
+            row = {**kept, "prompt": asked, "draw": scored.group.draw}
             samples += [
                 {**row, "completion": a.said, "score": a.score, "truncated": a.truncated}
                 for a in answers

@@ -86,7 +86,7 @@ def _boxed(text: str, box: re.Match[str]) -> Marked:
     return Marked(text="", begin=begin, end=len(text))
 
 
-_END_TOKEN = re.compile(r"(?:<[|｜][^<>|｜]*[|｜]>|</s>|<eos>|<end_of_turn>)\Z")
+_END_TOKEN = re.compile(r"(?:<[|｜][^<>|｜]*[|｜]>|</s>|<eos>|<end_of_turn>)")
 _MARK = re.compile(r"(?<!#)####(?!#)(?P<text>(?:(?!####)[^\n])*)")
 _PHRASE = re.compile(
     r"(?P<doubt>\b(?:if|wrong|incorrect|suppose|assum(?:e|ing)|whether)\b[^\n.,:;]{0,40})?"
@@ -114,8 +114,9 @@ def answer_part(text: str, *, is_opened: bool = False) -> str:
         is_opened: Whether it begins inside of reasoning, which the prompt has opened.
     """
     text = text.rstrip()
-    while token := _END_TOKEN.search(text):
-        text = text[: token.start()].rstrip()
+    # From the end: to search the whole for each of many tokens takes quadratic time.
+    while (begin := text.rfind("<")) >= 0 and _END_TOKEN.fullmatch(text, begin):
+        text = text[:begin].rstrip()
     return behind_reasoning(text, is_opened=is_opened)
 
 

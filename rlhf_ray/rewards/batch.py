@@ -43,7 +43,8 @@ class ScoringBatch:
         prompt_ids_B: Names the rows in errors.
         prompts_B: Each a string, or a list of chat messages.
         completions_B: To a string prompt a string, to a chat a list of one assistant's message; in
-            an environment of all messages that followed, whose last one is the assistant's.
+            an environment, to either, of all messages that followed, whose last one is the
+            assistant's.
         prompt_token_ids_B: What was answered, chat template and all.
         completion_ids_B: The responses' token ids, the end token and those that an environment
             wrote included.
@@ -90,10 +91,10 @@ class ScoringBatch:
 
 
 def _completion(rollout: Rollout) -> str | Messages:
+    if rollout.messages:  # whatever the prompt is: its text has what others said as well
+        return [dict(message) for message in rollout.messages]
     if isinstance(rollout.prompt.text, str):
         return rollout.text
-    if rollout.messages:
-        return [dict(message) for message in rollout.messages]
     return [{"role": "assistant", "content": rollout.text}]
 
 

@@ -72,6 +72,8 @@ def _spelling(name: str) -> str:
 
 
 _MAX_CHARACTERS = 1000
+# With styles and space, which take quadratic time to remove.
+_MAX_WRITTEN = 4000
 _NAMES = {
     "∞": "infty", "∪": "cup", "∩": "cap", "≤": "le", "≥": "ge", "≠": "ne", "∈": "in",
     "±": "pm", "×": "times", "·": "cdot", "÷": "div", "π": "pi", "∅": "emptyset",
@@ -160,7 +162,7 @@ class Form:
 
 def read_form(text: str) -> Form | None:
     """An answer's form; `None` if there is nothing to read, or far too much."""
-    text = _undecorated(text)
+    text = _undecorated(text) if len(text) <= _MAX_WRITTEN else ""
     if not text or len(text) > _MAX_CHARACTERS:
         return None
     word = _word(text)

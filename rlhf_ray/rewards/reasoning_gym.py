@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import functools
 import json
-import re
 from collections.abc import Mapping
 from typing import Any
 
 from rlhf_ray.errors import ConfigError
 from rlhf_ray.rewards.batch import Messages, RewardError, Scores, completion_text
 
-_ANSWER = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
+_OPENED, _CLOSED = "<answer>", "</answer>"
 COLUMN = "reasoning_gym"
 
 
@@ -57,12 +56,21 @@ def rows(task: str, *, size: int, seed: int, **settings: Any) -> list[dict[str, 
 
 def score(text: str, place: Any) -> float:
     """What the verifier gives for a text's last answer; 0 for a text without one."""
-    answers = _ANSWER.findall(text)
-    dataset = _dataset_of(place)
-    value = dataset.score_answer(answers[-1].strip() if answers else None, entry(place))
+    value = _dataset_of(place).score_answer(last_answer(text), entry(place))
     if not isinstance(value, int | float):
         raise RewardError(f"reasoning-gym's verifier gave {value!r} for {place}")
     return float(value)
+
+
+def last_answer(text: str) -> str | None:
+    """What stands in the last `<answer>` that is closed; None without one."""
+    answer, behind = None, text
+    while True:
+        _, opened, behind = behind.partition(_OPENED)
+        said, closed, behind = behind.partition(_CLOSED)
+        if not (opened and closed):
+            return answer
+        answer = said.strip()
 
 
 def entry(place: Any) -> Mapping[str, Any]:

@@ -41,7 +41,7 @@ def in_a_world(make_config, tmp_path):
             "total_steps": 2,
             "policy": {"model": {"chat_template": TEMPLATE}},
             "environment": {"path": WORLD, "timeout_s": 5.0, **environment},
-            "reward": {"functions": []},
+            "reward": (ahead or {}).get("reward", {"functions": []}),
             "data": {"chat": True},
         }
         return make_config(folder or tmp_path / "run", **sections)
@@ -177,7 +177,8 @@ def test_a_draw_that_no_environment_could_be_played_for_is_not_met_again(
     """The run breaks down behind it; resumed, it goes on from the journal, without that draw."""
     world = {"path": WORLD.replace("Echo", "Poisoned"), "max_turns": 2}
     arguments = {"folder": str(tmp_path), "at": 10}  # those of step 1
-    ahead = {"failures": {"row": {"retries": 1}}, "checkpoint": {"every": 1}}
+    # With a reward function: an answer that is cut at once has nothing of its environment.
+    ahead = {"failures": {"row": {"retries": 1}}, "checkpoint": {"every": 1}, "reward": {}}
     config = in_a_world(ahead=ahead, arguments=arguments, **world)
     update = OnlineLoop._update
 

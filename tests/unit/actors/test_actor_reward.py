@@ -231,6 +231,22 @@ async def test_what_an_environment_gave_is_one_reward_more(config, reward):
     )
 
 
+async def test_an_environment_that_gave_no_reward_has_no_part_in_the_score(config, reward):
+    scored, alone = await reward(config("length")), await reward(config())
+    by_length = group()
+    summaries_G = tuple(
+        dataclasses.replace(RolloutSummary.of(rollout), num_turns=2)
+        for rollout in by_length.rollouts
+    )
+    acted = dataclasses.replace(by_length, summaries_G=summaries_G)
+    assert await scored.score(acted) == (
+        Score(total=4.0, parts={"length": 2.0, "environment": None}),
+        Score(total=8.0, parts={"length": 4.0, "environment": None}),
+    )
+    untrained = Score(total=None, parts={"environment": None})
+    assert await alone.score(acted) == (untrained, untrained)
+
+
 async def test_a_model_needs_no_worker(config, reward):
     role = await reward(config(model={"path": "rm"}))
     scores_G = await role.score(group(1))

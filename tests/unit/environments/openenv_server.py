@@ -46,6 +46,8 @@ def answered(state: dict[str, int], message: dict[str, Any]) -> dict[str, Any]:
         return failed("VALIDATION_ERROR", "Invalid message", errors=[fault])
     if guess == 98:
         return failed("EXECUTION_ERROR", "no luck")
+    if guess == 97:
+        return observed("unsaid")
     if guess == 99:
         os._exit(3)
     if guess == number:

@@ -40,6 +40,7 @@ async def test_an_answer_is_an_action_and_an_observation_a_message(url):
         step = await world.step("<think>3 or 7?</think>\n3")
         assert shown(step) == ["higher"] and step.messages[0]["role"] == "user"
         assert (step.reward, step.is_done, step.num_calls) == (-0.1, False, 1)
+        assert (await world.step("97")).reward is None, "the server gave none"
         step = await world.step("5")
         assert (step.reward, step.is_done) == (1.0, True)
 
@@ -50,6 +51,8 @@ async def test_what_is_no_action_is_told_to_the_policy(url):
         [no_json], [no_integer] = shown(await world.step("three")), shown(await world.step('"3"'))
         assert no_json.startswith("error: the answer must be JSON")
         assert no_integer == "error: guess: Input should be a valid integer"
+        [half] = shown(await world.step(json.dumps(chr(0xD800))))
+        half.encode()
         step = await world.step("3")
         assert shown(step) == ['{"hint": "right", "tries": 1}'] and step.is_done
 

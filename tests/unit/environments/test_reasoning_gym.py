@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import sys
+import threading
 
 import pytest
 
@@ -78,7 +80,8 @@ async def test_a_wrong_answer_may_be_given_again(gym):
     environment = ReasoningGym(attempts=2)
     await environment.reset(prompt, 0)
     first = await environment.step("<answer>x</answer>")
-    assert not first.is_done and first.reward == 0.0 and first.messages[0]["role"] == "user"
+    assert not first.is_done and first.messages[0]["role"] == "user"
+    assert first.reward is None and 0.0 <= first.reward_if_last < 1.0
     second = await environment.step(right)
     assert second.is_done and second.reward == 1.0
     other = ReasoningGym(attempts=2)
@@ -113,6 +116,29 @@ async def test_what_is_missing_is_named(monkeypatch):
         await ReasoningGym().reset(Prompt(prompt_id="p", token_ids_T=(1,), text=""), 0)
     with pytest.raises(ConfigError, match="attempts must be at least 1, got 0"):
         ReasoningGym(attempts=0)
+
+
+async def test_a_slow_verifier_lets_other_rollouts_go_on(gym, monkeypatch):
+    [row] = rewards.rows(gym, size=1, seed=0)
+    environment = ReasoningGym()
+    prompt = Prompt(prompt_id="p", token_ids_T=(1,), text=row["prompt"], columns=row)
+    await environment.reset(prompt, 0)
+    others_went_on = threading.Event()
+    monkeypatch.setattr(
+        environment_module, "score", lambda *_: float(others_went_on.wait(timeout=10.0))
+    )
+    verified = asyncio.ensure_future(environment.step("<answer>x</answer>"))
+    await asyncio.sleep(0)
+    others_went_on.set()
+    assert (await verified).reward == 1.0
+
+
+@pytest.mark.parametrize(("attempts", "max_turns"), [({"attempts": 3}, 2), ({}, 1)])
+def test_attempts_that_turns_do_not_suffice_for_are_refused(attempts, max_turns):
+    words = rf"arguments.attempts: .* must not exceed max_turns \({max_turns}\), got"
+    with pytest.raises(ValueError, match=words):
+        EnvironmentConfig(reasoning_gym="sums", arguments=attempts, max_turns=max_turns)
+    EnvironmentConfig(reasoning_gym="sums", arguments=attempts, max_turns=max_turns + 1)
 
 
 def test_an_environment_is_a_task_by_its_name():

@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import sys
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -49,6 +51,23 @@ def fails(text: str) -> str:
     raise LookupError(text)
 
 
+def leaves() -> None:
+    """End the process."""
+    sys.exit(3)
+
+
+async def places() -> Any:
+    """Give what JSON cannot write."""
+    return {(1, 2): 3}
+
+
+def circles() -> Any:
+    """Give what contains itself."""
+    found: list[Any] = []
+    found.append(found)
+    return found
+
+
 RELEASE = threading.Event()
 
 
@@ -58,12 +77,15 @@ def hangs() -> str:
     return ""
 
 
+TOOLS = [add, doubled, fails, hangs, leaves, places, circles]
+
+
 def call(name, **arguments):
     return f"<tool_call>\n{json.dumps({'name': name, 'arguments': arguments})}\n</tool_call>"
 
 
 async def said(answer, **options):
-    step = await ToolEnvironment([add, doubled, fails, hangs], **options).step(answer)
+    step = await ToolEnvironment(TOOLS, **options).step(answer)
     return [message["content"] for message in step.messages], step
 
 
@@ -91,11 +113,14 @@ async def test_an_answer_that_calls_nothing_is_the_last():
         ('<tool_call>{"name": "add", "arguments": {"x": 2}', "could not be read: no JSON"),
         ('<tool_call>{"arguments": {}}</tool_call>', "an object with a name and arguments"),
         ('<tool_call>{"name": "add", "arguments": [2]}</tool_call>', "must be an object"),
-        (call("sub", x=2), "there is no tool 'sub', only add, doubled, fails, hangs"),
+        (call("sub", x=2), "there is no tool 'sub', only add, doubled, fails, hangs, "),
         (call("add"), "Missing required argument"),
         (call("add", x="two"), "valid integer"),
         (call("add", x=1, z=2), "Unexpected keyword argument"),
         (call("fails", text="not there"), "LookupError: not there"),
+        (call("leaves"), "SystemExit: 3"),
+        (call("places"), "TypeError: keys must be str"),
+        (call("circles"), "ValueError: Circular reference"),
         (call("hangs"), "hangs took more than 0.2 s"),
     ],
 )
@@ -108,6 +133,14 @@ async def test_what_is_wrong_is_said_to_the_policy_and_counted(answer, words):
     assert content.startswith("error: ") and words in content
     assert len(content) <= 510
     assert (step.num_calls, step.num_failed_calls, step.is_done) == (1, 1, False)
+
+
+async def test_text_that_no_tokenizer_reads_is_replaced():
+    half = chr(0xD800)
+    step = await ToolEnvironment([fails]).step(call("fails", text=half) + call(f"x{half}"))
+    first, second = step.messages
+    assert first["content"] == "error: LookupError: ?" and second["name"] == "x?"
+    assert "there is no tool" in second["content"]
 
 
 def test_a_call_whose_end_was_forgotten_is_read():
@@ -129,6 +162,8 @@ def test_calls_of_gpt_oss_are_read(answer, name, arguments):
     [read] = HarmonyParser().calls(answer)
     assert (read.name, read.arguments, read.fault) == (name, arguments, "")
     assert HarmonyParser().calls("<|channel|>final<|message|>It is 7.") == []
+    spoken_of = "<|channel|>analysis<|message|>Not to=functions.add yet.<|end|><|start|>assistant"
+    assert [call.name for call in HarmonyParser().calls(spoken_of + answer)] == [read.name]
     [wrong] = HarmonyParser().calls(f"{answer} and")
     assert "could not be read" in wrong.fault
 

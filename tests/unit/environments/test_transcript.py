@@ -59,7 +59,8 @@ def games(draw):
                 messages=tuple(
                     map(tool, draw(st.lists(st.text(max_size=80), min_size=1, max_size=2)))
                 ),
-                reward=draw(st.floats(-2, 2, allow_nan=False, width=32)),
+                reward=draw(st.none() | st.floats(-2, 2, allow_nan=False, width=32)),
+                reward_if_last=draw(st.none() | st.floats(-2, 2, allow_nan=False, width=32)),
                 is_done=draw(st.booleans()) if number else False,
                 num_calls=draw(st.integers(0, 2)),
             )
@@ -118,10 +119,15 @@ async def test_a_rollout_is_what_the_engine_was_asked_and_gave(game):
     # Rewards are those of the turns that the environment was told of; a cut turn is none.
     told = num_turns - is_cut
     assert len(environment.told) == told
-    assert [turn.reward for turn in rollout.turns[:told]] == [step.reward for step in steps[:told]]
+    expected = [step.reward for step in steps[:told]]
+    is_done = not is_cut and steps[num_turns - 1].is_done
+    if told and not is_done and steps[told - 1].reward_if_last is not None:
+        expected[-1] = steps[told - 1].reward_if_last
+    assert [turn.reward for turn in rollout.turns] == [*expected, *[None] * is_cut]
+    given = [reward for reward in expected if reward is not None]
+    assert rollout.environment_reward == (sum(given) if given else None)
     assert [turn.num_tokens for turn in rollout.turns] == [len(gave.ids_T) for gave in engine.gave]
     assert rollout.messages[-1]["role"] == "assistant"
-    is_done = not is_cut and steps[num_turns - 1].is_done
     assert rollout.finish_reason == ("stop" if is_done else "length")
 
 

@@ -156,6 +156,9 @@ def test_turns_stand_at_their_own_tokens():
     rewards = np.array([turn.reward for turn in rollout.turns], dtype=np.float32)
     assert turn_rewards(rollout)[[2, 4, 8]].tolist() == rewards.tolist()
     assert np.count_nonzero(turn_rewards(rollout)) == 3
+    first, second, third = rollout.turns
+    without = replace(rollout, turns=(first, replace(second, reward=None), third))
+    assert turn_rewards(without)[[2, 4, 8]].tolist() == [rewards[0], 0.0, rewards[2]]
     wrong = replace(rollout, turns=rollout.turns[:2])
     for of in (turn_numbers, turn_rewards):
         with pytest.raises(ValueError, match="must have the 6 own tokens of the rollout, got 3"):

@@ -9,6 +9,7 @@ import pytest
 from fake_pool import FakeLoop, FakePool
 
 from rlhf_ray.config.online import GrpoConfig
+from rlhf_ray.environments.turns import TurnTemplate
 from rlhf_ray.errors import ConfigError
 from rlhf_ray.jobs.online import GRPO, load
 
@@ -78,6 +79,45 @@ def test_what_turns_cannot_follow_is_refused(job):
     load(job(template=ANEW, environment={"path": world, "template": "append"}))
     with pytest.raises(ConfigError, match=r"with the arguments {'size': 3} raised TypeError"):
         load(job(environment={"path": world, "arguments": {"size": 3}}))
+
+
+def test_held_out_prompts_must_be_chats_as_well(job, tmp_path):
+    held_out = tmp_path / "held_out.jsonl"
+    held_out.write_text(json.dumps({"prompt": "Why not?"}))
+    with pytest.raises(ConfigError, match=r"got 'Why not\?' \(.*: set eval\.data\.chat, or take"):
+        load(job(eval={"data": {"path": str(held_out)}, "every": 1}))
+    load(job(eval={"data": {"path": str(held_out), "chat": True}, "every": 1}))
+
+
+def test_a_later_row_that_is_no_chat_is_refused(job, tmp_path):
+    rows = tmp_path / "mixed.jsonl"
+    chats = [{"prompt": [{"role": "user", "content": "Why?"}]}] * 2
+    rows.write_text("".join(json.dumps(row) + "\n" for row in [*chats, {"prompt": "How?"}]))
+    with pytest.raises(ConfigError, match=r"got 'How\?' .*: set data\.chat"):
+        load(job(data={"path": str(rows)}))
+
+
+@pytest.mark.parametrize("key", ["data", "eval"])
+def test_the_template_is_checked_with_the_options_of_every_row(job, tmp_path, key):
+    """Only a row whose variable says so has its answers written anew."""
+    template = ANEW.replace("not loop.last", "not loop.last and enable_thinking is false")
+    rows = tmp_path / "options.jsonl"
+    asked = {"prompt": [{"role": "user", "content": "Why?"}]}
+    columns = [{"enable_thinking": True}] * 3 + [{"enable_thinking": False}]
+    rows.write_text("".join(json.dumps({**asked, **more}) + "\n" for more in columns))
+    given = {"path": str(rows)}
+    sections = {"data": given} if key == "data" else {"eval": {"data": given, "every": 1}}
+    with pytest.raises(ConfigError, match=r"renders an answer anew .* \(of .*:3\)"):
+        load(job(template=template, **sections))
+    rows.write_text(json.dumps({**asked, **columns[0]}))
+    load(job(template=template, **sections))
+
+
+def test_rows_alike_for_the_template_are_checked_once(job, monkeypatch):
+    checked = []
+    monkeypatch.setattr(TurnTemplate, "check", lambda template, roles: checked.append(template))
+    load(job())
+    assert len(checked) == 1
 
 
 async def test_workers_load_the_environment_whose_reward_has_a_weight(job, tmp_path):

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 from fake_companies import HurriedCompany
 from fake_sink import FakeSink
-from fakes import Company, CountedUsage, make_prompts
+from fakes import Company, CountedUsage, groups_of, make_prompts, make_rollout
 from pydantic import ValidationError
 
 from rlhf_ray.config.sample import SampleConfig
@@ -20,6 +20,8 @@ from rlhf_ray.loops.sampling import Judged, SampleLoop, pairs_of
 from rlhf_ray.loops.setup import checkpoint_to_resume
 from rlhf_ray.metrics import MetricsLog
 from rlhf_ray.metrics.usage import unknown_usage
+from rlhf_ray.roles.groups import ScoredGroup
+from rlhf_ray.types import Score
 
 ANSWERS = [
     Judged(text=text, score=score, truncated=False)
@@ -119,6 +121,34 @@ def test_of_several_turns_all_messages_are_the_answer_and_can_be_read():
     assert (pair["chosen"], pair["rejected"]) == (list(turns[1]), list(turns[0]))
     asked = [{"role": "user", "content": "Which?"}]
     row = Row(row_id="pairs:0", where="pairs.jsonl:1", columns={"prompt": asked, **pair})
+    [sample] = recognise(row, kinds={"preferences"}).read(row)
+    assert [len(answer) for answer in sample.answers_K] == [3, 3]
+
+
+def test_behind_a_string_prompt_an_environments_words_are_no_part_of_the_answer(tmp_path):
+    config = sample_config(tmp_path, total_steps=1)
+    loop = loop_of(config, Company(config, lambda prompt, sample: 1.0))
+    rollouts_G = [
+        replace(
+            make_rollout(prompt, sample, 3),
+            text=f"hm {sample}Sure?yes",
+            messages=(
+                {"role": "assistant", "content": f"hm {sample}"},
+                {"role": "user", "content": "Sure?"},
+                {"role": "assistant", "content": "yes"},
+            ),
+        )
+        for prompt in make_prompts(1)
+        for sample in (0, 1)
+    ]
+    [group] = groups_of(rollouts_G)
+    scores_G = (Score(total=0.0), Score(total=1.0))
+    samples, [pair] = loop._rows([ScoredGroup(group=group, scores_G=scores_G)], [rollouts_G])
+    assert [row["completion"] for row in samples] == [list(r.messages) for r in rollouts_G]
+    assert pair["chosen"] == list(rollouts_G[1].messages)
+    assert pair["rejected"] == list(rollouts_G[0].messages)
+    assert pair["prompt"] == [{"role": "user", "content": "prompt 0"}]
+    row = Row(row_id="pairs:0", where="pairs.jsonl:1", columns=pair)
     [sample] = recognise(row, kinds={"preferences"}).read(row)
     assert [len(answer) for answer in sample.answers_K] == [3, 3]
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from rlhf_ray.rewards.batch import (
     combine,
     completion_text,
 )
+from rlhf_ray.rewards.gsm8k import correct_answer
 from rlhf_ray.types import Rollout, Score
 
 
@@ -30,6 +32,23 @@ def test_a_batch_has_the_form_that_trl_gives_its_reward_functions(
     assert batch.completion_ids_B == [[0, 1, 2, 3, 4], [0, 1]]
     assert batch.columns == {"answer": [1, None], "n": [None, [2]]}
     assert [completion_text(completion) for completion in batch.completions_B] == [" upon", "yo"]
+
+
+@pytest.mark.parametrize("prompt", ["Once", [{"role": "user", "content": "Once"}]])
+def test_what_an_environment_said_is_no_answer_whatever_the_prompt_is(
+    make_rollout: Callable[..., Rollout], prompt: Any
+) -> None:
+    said = (
+        {"role": "assistant", "content": "hm"},
+        {"role": "user", "content": r"Is it \boxed{7}?"},
+        {"role": "assistant", "content": "no idea"},
+    )
+    whole = "".join(message["content"] for message in said)
+    rollout = replace(make_rollout(0, prompt, whole, {"answer": "7"}), messages=said)
+    [completion] = ScoringBatch.from_rollouts([rollout]).completions_B
+    assert completion == list(said)
+    assert completion_text(completion) == "no idea"
+    assert correct_answer([completion], answer=["7"]) == [0.0]
 
 
 def test_a_part_holds_the_rows_asked_for(make_batch: Callable[..., ScoringBatch]) -> None:

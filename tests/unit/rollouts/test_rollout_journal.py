@@ -113,7 +113,10 @@ def groups(draw):
         return np.frombuffer(draw(st.binary(min_size=4 * length, max_size=4 * length)), kind)
 
     rollouts, summaries = [], []
-    turn = st.builds(Turn, num_tokens=st.integers(1, 9), reward=floats, num_calls=st.integers(0, 2))
+    rewards = st.none() | floats
+    turn = st.builds(
+        Turn, num_tokens=st.integers(1, 9), reward=rewards, num_calls=st.integers(0, 2)
+    )
     for sample in range(num_samples):
         length = draw(st.integers(0, 5))
         reason = draw(st.sampled_from(["stop", "length"]))
