@@ -46,7 +46,8 @@ class Worker:
     """A handle of an environment worker, whose steps are prepared."""
 
     def __init__(self, *steps):
-        self.steps, self.calls = list(steps), []
+        self.steps, self.calls, self.opens = list(steps), [], asyncio.Event()
+        self.opens.set()
 
     def __getattr__(self, method):
         return SimpleNamespace(remote=lambda *given: self._call(method, *given))
@@ -54,12 +55,14 @@ class Worker:
     async def _call(self, method, *given):
         self.calls.append((method, *given))
         await asyncio.sleep(0)
+        if method == "open":
+            await self.opens.wait()
         if method == "step":
             step = self.steps.pop(0)
             if isinstance(step, BaseException):
                 raise step
             return step
-        return len(self.calls) if method == "open" else None
+        return None
 
 
 @pytest.fixture
@@ -118,8 +121,9 @@ async def test_a_turn_is_asked_with_the_tokens_so_far_and_a_seed_of_its_own(repl
     assert rollout.versions_T[rollout.action_mask_T].tolist() == [3, 3, 3, 4]
     assert [turn.reward for turn in rollout.turns] == [0.5, 1.0]
     assert summaries[0].environment_reward == 1.5 and summaries[0].num_turns == 2
-    assert worker.calls[0] == ("open", 7, 0, PROMPT, environment_seed((40,)))
+    assert worker.calls[0][2:] == (7, 0, PROMPT, environment_seed((40,)))
     assert [call[0] for call in worker.calls] == ["open", "step", "step", "close"]
+    assert len({call[1] for call in worker.calls}) == 1
     assert not replica.running
 
 
@@ -132,7 +136,8 @@ async def test_first_turns_of_a_wave_are_admitted_together_and_samples_go_to_wor
     for name in ("p/1", "p/2"):
         replica.engine.answer(name)
     await replica.finished(0)
-    assert [worker.calls[0][:3] for worker in workers] == [("open", 0, 0), ("open", 0, 1)]
+    assert [worker.calls[0][2:4] for worker in workers] == [(0, 0), (0, 1)]
+    assert workers[0].calls[0][1] != workers[1].calls[0][1]
 
 
 async def test_no_turn_begins_amid_an_exchange_of_weights(replica):
@@ -177,6 +182,19 @@ async def test_a_group_that_is_dropped_leaves_nothing_running(replica):
     for _ in range(20):
         await asyncio.sleep(0)
     assert not replica.running and worker.calls[-1][0] == "close"
+
+
+async def test_a_session_that_is_given_up_amid_its_beginning_is_closed(replica):
+    worker = Worker()
+    worker.opens.clear()
+    await admit(replica, [worker], request())
+    for _ in range(20):
+        await asyncio.sleep(0)
+    await replica.drop([7])
+    for _ in range(20):
+        await asyncio.sleep(0)
+    [opened, closed] = worker.calls
+    assert (opened[0], closed) == ("open", ("close", opened[1]))
 
 
 async def test_an_engine_that_dies_is_no_failure_of_the_environment(replica):

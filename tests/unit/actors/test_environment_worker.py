@@ -52,32 +52,32 @@ def worker():
 
 async def test_sessions_go_on_where_the_same_is_loaded_again(worker, spec):
     await worker.load(spec())
-    number = await worker.open(0, 0, PROMPT, 7)
+    await worker.open("a", 0, 0, PROMPT, 7)
     await worker.load(spec())  # another worker was started again
-    assert (await worker.step(number, "a")).messages[0]["content"] == "a!"
+    assert (await worker.step("a", "a")).messages[0]["content"] == "a!"
     await worker.load(spec(max_turns=3))
     with pytest.raises(GroupFailed, match="is closed"):
-        await worker.step(number, "a")
+        await worker.step("a", "a")
 
 
 async def test_the_next_job_has_the_users_code_read_anew(worker, spec):
     await worker.load(spec())
-    await worker.open(0, 0, PROMPT, 7)
+    await worker.open("a", 0, 0, PROMPT, 7)
     await worker.drop_sessions()
     assert not len(worker.sessions)
     await worker.load(spec(sign="?"))
-    number = await worker.open(0, 0, PROMPT, 7)
-    assert (await worker.step(number, "a")).messages[0]["content"] == "a?"
+    await worker.open("a", 0, 0, PROMPT, 7)
+    assert (await worker.step("a", "a")).messages[0]["content"] == "a?"
 
 
 async def test_messages_must_have_the_roles_that_the_template_was_checked_for(worker, spec):
     await worker.load(spec(role="tool"))
-    number = await worker.open(0, 0, PROMPT, 7)
+    await worker.open("a", 0, 0, PROMPT, 7)
     with pytest.raises(GroupFailed, match=r"must have the role user, .* got 'tool'"):
-        await worker.step(number, "a")
+        await worker.step("a", "a")
     await worker.load(spec(role="tool", template="append"))
-    number = await worker.open(0, 0, PROMPT, 7)
-    assert (await worker.step(number, "a")).messages[0]["role"] == "tool"
+    await worker.open("a", 0, 0, PROMPT, 7)
+    assert (await worker.step("a", "a")).messages[0]["role"] == "tool"
     with pytest.raises(ConfigError, match="has no function 'Nothing'"):
         path = spec().environment.path.replace("World", "Nothing")
         await worker.load(

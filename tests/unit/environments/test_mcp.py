@@ -86,12 +86,12 @@ async def test_a_server_that_ends_fails_the_group_as_a_crash(kind):
     with served("mcp_server.py") as (address, _):
         given = {"command": COMMAND} if kind == "stdio" else {"url": f"{address}/mcp"}
         sessions = Sessions(lambda: McpTools(**given), roles=(), timeout_s=30.0, idle_s=60.0)
-        number = await sessions.open(0, 0, None, 0)
+        await sessions.open("a", 0, 0, None, 0)
         for _ in range(2):
             with pytest.raises(GroupFailed, match=r"step: the MCP server .* ended, or") as caught:
-                await sessions.step(number, call("dies"))
+                await sessions.step("a", call("dies"))
             assert caught.value.cause == "crashed"
-        await sessions.close(number)
+        await sessions.close("a")
 
 
 async def test_a_server_that_is_not_there_fails_the_group_as_a_crash():
