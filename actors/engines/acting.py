@@ -26,6 +26,7 @@ class Acting:
         chat_template: Of the policy's tokenizer, as it is configured.
         tools: JSON schemas that prompts show.
         max_tokens: Of a rollout, the prompt included.
+        closing_s: What it takes at most to end rollouts that are given up, and to say so.
     """
 
     workers: tuple[Any, ...]
@@ -34,6 +35,7 @@ class Acting:
     chat_template: str
     tools: tuple[Mapping[str, Any], ...]
     max_tokens: int
+    closing_s: float
 
     def worker_of(self, draw: int, sample: int, num_samples: int) -> Any:
         """Samples of a draw go to workers in turn."""

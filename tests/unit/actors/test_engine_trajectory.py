@@ -61,7 +61,7 @@ class Worker:
             step = self.steps.pop(0)
             if isinstance(step, BaseException):
                 raise step
-            return step
+            return step if isinstance(step, Step) else await step
         return None
 
 
@@ -91,12 +91,13 @@ def acting(*workers, max_turns=8):
         chat_template=CHATML,
         tools=(),
         max_tokens=1000,
+        closing_s=1.0,
     )
 
 
-async def admit(replica, workers, *requests, **limits):
+async def admit(replica, workers, *requests, timeout_s=60.0, **limits):
     ending = Ending(end_token_ids=(END,))
-    await replica.admit(list(requests), ending, 60.0, True, acting(*workers, **limits))
+    await replica.admit(list(requests), ending, timeout_s, True, acting(*workers, **limits))
 
 
 async def until_asked(replica, name):
@@ -182,6 +183,29 @@ async def test_a_group_that_is_dropped_leaves_nothing_running(replica):
     for _ in range(20):
         await asyncio.sleep(0)
     assert not replica.running and worker.calls[-1][0] == "close"
+
+
+async def test_turns_that_take_too_long_together_fail_the_group_before_its_engine_is_late(replica):
+    async def slow():
+        await asyncio.sleep(0.15)
+        return Step(messages=(SAID,))
+
+    worker = Worker(*[slow() for _ in range(8)])
+    await admit(replica, [worker], request(), timeout_s=1.4)
+    replica.engine.answer("p/1")
+    with pytest.raises(
+        GroupFailed, match=r"draw 7, .*not done after 0.4 s.*max_turns \(8\)"
+    ) as late:
+        async with asyncio.timeout(1.4):
+            answer = asyncio.ensure_future(replica.finished(7))
+            await until_asked(replica, "p/2")
+            replica.engine.answer("p/2")
+            await until_asked(replica, "p/3")
+            await answer
+    assert late.value.cause == "hung"
+    assert worker.calls[-1][0] == "close" and not replica.running
+    for step in worker.steps:
+        step.close()
 
 
 async def test_a_session_that_is_given_up_amid_its_beginning_is_closed(replica):

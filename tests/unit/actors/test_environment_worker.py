@@ -8,9 +8,9 @@ import pytest
 
 from actors.cluster.role_handle import RoleHandle
 from actors.environments.worker import EnvironmentWorker, EnvironmentWorkers
-from actors.roles.acting import SLACK_S, acting_of
+from actors.roles.acting import acting_of
 from actors.roles.start import role_specs
-from rlhf_ray.config.environment import EnvironmentConfig
+from rlhf_ray.config.environment import SLACK_S, EnvironmentConfig
 from rlhf_ray.config.online import GrpoConfig
 from rlhf_ray.errors import ActorDied, ConfigError, GroupFailed
 from rlhf_ray.specs import EnvironmentSpec
@@ -121,7 +121,7 @@ def test_engines_are_told_of_the_workers_that_there_are(spec):
     role = Handle(True, True)
     acting = acting_of(role, spec(timeout_s=5.0, max_turns=3))
     assert acting.workers == (0, 1)
-    assert acting.limits.timeout_s == 5.0 + SLACK_S
+    assert acting.limits.timeout_s == 5.0 + SLACK_S < acting.closing_s
     assert acting.limits.max_turns == 3 and acting.end_ids == {2}
     assert {acting.worker_of(1, sample, 4) for sample in range(4)} == {0, 1}
 
