@@ -113,11 +113,14 @@ class Sessions:
             raise _closed(name)
         session.used_s = self._clock()
         step = await self._call(name, session, partial(session.environment.step, answer), "step")
-        if not isinstance(step, Step):
-            message = f"step must give a Step, got {type(step).__name__}"
-            raise GroupFailed.of(message, cause="raised")
-        for message in step.messages:
-            self._check(message)
+        with _failures("step"):
+            if not isinstance(step, Step):
+                raise TypeError(f"step must give a Step, got {type(step).__name__}")
+            for name in ("num_calls", "num_failed_calls"):  # the journal takes no NumPy integers
+                if not isinstance(number := getattr(step, name), int):
+                    raise ValueError(f"{name} of a step must be an int, got {number!r:.80}")
+            for message in step.messages:
+                self._check(message)
         return step
 
     async def close(self, name: str) -> None:
@@ -187,19 +190,27 @@ class Sessions:
 
     def _check(self, message: Any) -> None:
         """Refuse what a chat template could not show, or was not checked for."""
-        is_message = isinstance(message, Mapping) and all(
-            isinstance(message.get(key), str) for key in ("role", "content")
-        )
-        if not is_message:
-            fault = f"a message must have a role and content, both strings, got {message!r:.80}"
-            raise GroupFailed.of(fault, cause="raised")
+        if not isinstance(message, Mapping) or not {"role", "content"} <= message.keys():
+            raise ValueError(f"a message must have a role and content, got {message!r:.80}")
+        for key, value in message.items():
+            _require_text("a key of a message", key)
+            _require_text(f"{key} of a message", value)
         if self._roles and message["role"] not in self._roles:
-            raise GroupFailed.of(
+            raise ValueError(
                 f"its messages must have the role {' or '.join(self._roles)}, for which the chat "
                 f"template was checked, got {message['role']!r}: name all of them in the "
-                "environment's attribute roles, or set environment.template: append",
-                cause="raised",
+                "environment's attribute roles, or set environment.template: append"
             )
+
+
+def _require_text(name: str, value: Any) -> None:
+    if not isinstance(value, str):
+        raise ValueError(f"{name} must be a string, got {value!r:.80}")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        found = f"{value[error.start]!a} at character {error.start}"
+        raise ValueError(f"{name} must be text that UTF-8 can encode, got {found}") from None
 
 
 def _closed(name: str) -> GroupFailed:

@@ -134,7 +134,34 @@ async def test_an_attempt_that_was_given_up_is_closed_and_so_is_what_nobody_asks
         ("cancels", "raised", "step: it cancelled itself"),
         ({"reward": 1}, "raised", "step must give a Step, got dict"),
         (Step(messages=({"content": "x"},)), "raised", "must have a role and content"),
-        (Step(messages=({"role": "user", "content": 4},)), "raised", "both strings"),
+        (Step(is_done=True, num_calls="two"), "raised", "num_calls of a step must be an int"),
+        (Step(messages=(4,)), "raised", "must have a role and content, got 4"),
+        (Step(messages=4), "raised", "step: TypeError: 'int' object is not iterable"),
+        (
+            Step(messages=({"role": "user", "content": 4},)),
+            "raised",
+            "content of a message must be a string, got 4",
+        ),
+        (
+            Step(messages=({"role": "user", "content": "", "name": b"x"},)),
+            "raised",
+            "name of a message must be a string, got b'x'",
+        ),
+        (
+            Step(messages=({"role": "user", "content": "", "tool_calls": [{"id": "x"}]},)),
+            "raised",
+            r"tool_calls of a message must be a string, got \[\{'id'",
+        ),
+        (
+            Step(messages=({"role": "user", "content": "a\ud800"},)),
+            "raised",
+            r"content of a message must be text that UTF-8 can encode, got '\\ud800' at char",
+        ),
+        (
+            Step(messages=({"role": "user", "content": "", "\udfff": "x"},)),
+            "raised",
+            "a key of a message must be text that UTF-8 can encode",
+        ),
         (
             Step(messages=({"role": "tool", "content": "x"},)),
             "raised",
@@ -151,6 +178,18 @@ async def test_what_goes_wrong_is_a_failure_with_a_cause(given, cause, words, op
     there = pickle.loads(pickle.dumps(caught.value))
     assert (there.cause, str(there)) == (cause, str(caught.value))
     await sessions.close(number)
+
+
+async def test_one_without_coroutines_fails_as_others_do(opened, monkeypatch):
+    sessions, _ = opened()
+
+    def step(self, answer):
+        raise LookupError("no such page")
+
+    monkeypatch.setattr(World, "step", step)
+    number = await begun(sessions, 3)
+    with pytest.raises(GroupFailed, match="step: LookupError: no such page"):
+        await sessions.step(number, "a")
 
 
 async def test_what_cannot_begin_leaves_nothing(opened, monkeypatch):
