@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -17,6 +18,8 @@ from rlhf_ray.environments.transcript import Transcript
 from rlhf_ray.environments.turns import TurnTemplate, shortened_message
 from rlhf_ray.errors import FailureCause, GroupFailed
 from rlhf_ray.types import FinishReason, Rollout
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +69,8 @@ async def play(
 ) -> Rollout:
     """The rollout that comes of a prompt; the environment is closed, whatever happens.
 
+    A `close` that is late behind the last turn is logged: the rollout is whole.
+
     A turn that was cut is not shown to the environment: it is no answer. Then, and where a limit
     leaves no room for another turn, the rollout ends by `length`.
 
@@ -91,7 +96,12 @@ async def play(
         with contextlib.suppress(GroupFailed):  # it has failed before
             await ask(environment.close, "close")
         raise
-    await ask(environment.close, "close")
+    try:
+        await ask(environment.close, "close")
+    except GroupFailed as failed:
+        if failed.cause != "hung":
+            raise
+        logger.warning("%s; its rollout is whole, and is taken", failed)
     return transcript.rollout(
         reason, decode=lambda ids_T: _text(template, prompt.token_ids_T, ids_T)
     )
