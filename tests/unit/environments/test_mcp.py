@@ -7,6 +7,7 @@ import json
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
 from servers import served
 
@@ -79,6 +80,18 @@ async def test_a_server_that_is_started_has_a_rollouts_state():
     finally:
         for world in worlds:
             await world.close()
+
+
+async def test_what_a_server_starts_ends_with_it(tmp_path):
+    file = tmp_path / "pid"
+    script = f'setsid sleep 600 >&2 & echo $! > {file}; exec "$@"'
+    world = McpTools(command=["sh", "-c", script, "sh", *COMMAND])
+    await world.reset(None, 0)
+    started = psutil.Process(int(file.read_text()))
+    await world.close()
+    async with asyncio.timeout(10):
+        while started.is_running() and started.status() != psutil.STATUS_ZOMBIE:
+            await asyncio.sleep(0.05)
 
 
 @pytest.mark.parametrize("kind", ["stdio", "http"])
