@@ -153,6 +153,16 @@ class EnvironmentConfig(Config):
         """What a rollout may take without the policy's own answers: a beginning, turns, an end."""
         return (self.max_turns + 1) * self.timeout_s + self.closing_s
 
+    def time_faults(self, call_s: float) -> Iterator[str]:
+        """Whether a call of so long has time for all turns."""
+        if self.is_named and call_s <= self.most_s:
+            yield (
+                f"timeouts.call_s must be above {self.most_s:g} with environment.max_turns "
+                f"{self.max_turns} and environment.timeout_s {self.timeout_s:g}, got {call_s:g}: "
+                "so long may a rollout's beginning, turns and end take, and the policy's answers "
+                "come on top"
+            )
+
     @property
     def room_tokens(self) -> int:
         """What its messages take of a rollout, at one message of full length a turn."""

@@ -76,7 +76,7 @@ class OnlineConfig(JobConfig):
         yield from piece_faults({"data": self.data, "eval.data": self.eval.data})
         yield from stream_faults({"eval.data": self.eval.data})
         yield from self._unfit_counts()
-        yield from self._unfit_times()
+        yield from self.environment.time_faults(self.timeouts.call_s)
         yield from self._unfit_rewards()
         yield from self._unfit_staleness()
         yield from self._unfit_old_logprobs()
@@ -134,16 +134,6 @@ class OnlineConfig(JobConfig):
             yield (
                 f"value.warmup_steps must be below total_steps ({self.total_steps}), got {warmup}: "
                 "the policy would not learn"
-            )
-
-    def _unfit_times(self) -> Iterator[str]:
-        acts, call_s = self.environment, self.timeouts.call_s
-        if acts.is_named and call_s <= acts.most_s:
-            yield (
-                f"timeouts.call_s must be above {acts.most_s:g} with environment.max_turns "
-                f"{acts.max_turns} and environment.timeout_s {acts.timeout_s:g}, got {call_s:g}: "
-                "so long may a rollout's beginning, turns and end take, and the policy's answers "
-                "come on top"
             )
 
     def _unfit_rewards(self) -> Iterator[str]:
