@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
+from uuid import uuid4
 
 from ray.exceptions import RayActorError, RayTaskError
 
@@ -25,6 +26,7 @@ class Acting:
         chat_template: Of the policy's tokenizer, as it is configured.
         tools: JSON schemas that prompts show.
         max_tokens: Of a rollout, the prompt included.
+        closing_s: What it takes at most to end rollouts that are given up, and to say so.
     """
 
     workers: tuple[Any, ...]
@@ -33,6 +35,7 @@ class Acting:
     chat_template: str
     tools: tuple[Mapping[str, Any], ...]
     max_tokens: int
+    closing_s: float
 
     def worker_of(self, draw: int, sample: int, num_samples: int) -> Any:
         """Samples of a draw go to workers in turn."""
@@ -48,11 +51,13 @@ class RemoteEnvironment:
     def __init__(self, worker: Any, *, draw: int, sample: int) -> None:
         """Open nothing so far."""
         self._worker, self._draw, self._sample = worker, draw, sample
-        self._session: int | None = None
+        # By a name of its own it can be closed before the worker has answered that it is open.
+        self._session, self._is_asked = uuid4().hex, False
 
     async def reset(self, prompt: Prompt, seed: int) -> None:
         """Open the session."""
-        self._session = await self._ask("open", self._draw, self._sample, prompt, seed)
+        self._is_asked = True
+        await self._ask("open", self._session, self._draw, self._sample, prompt, seed)
 
     async def step(self, answer: str) -> Step:
         """Ask it."""
@@ -60,8 +65,11 @@ class RemoteEnvironment:
         return step
 
     async def close(self) -> None:
-        """Close it, if it was opened."""
-        if self._session is not None:
+        """Close it, if it was asked for.
+
+        Ray does not end a call that its caller gives up: the worker does, when it closes.
+        """
+        if self._is_asked:
             await self._ask("close", self._session)
 
     async def _ask(self, method: str, *arguments: Any) -> Any:

@@ -5,8 +5,10 @@ Tokens go in and come out: a turn is asked with the ids so far. The user's code 
 
 from __future__ import annotations
 
+import asyncio
 import copy
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -14,11 +16,13 @@ from actors.engines.acting import Acting, RemoteEnvironment
 from actors.engines.samples import Ending, sampled_turn, sampling_params
 from actors.engines.sampling import SAMPLE, Sampling, SamplingEngine
 from rlhf_ray.data.chat_options import template_options
-from rlhf_ray.deadlines import deadline, side_by_side
-from rlhf_ray.environments.play import SampledTurn, play
+from rlhf_ray.deadlines import side_by_side
+from rlhf_ray.environments.play import Limits, SampledTurn, play
 from rlhf_ray.environments.transcript import Transcript
 from rlhf_ray.environments.turns import TurnTemplate
+from rlhf_ray.errors import GroupFailed
 from rlhf_ray.metrics.spans import span
+from rlhf_ray.roles.groups import GenerationRequest
 from rlhf_ray.rollouts.seeds import environment_seed, turn_seed
 from rlhf_ray.types import Rollout
 
@@ -41,15 +45,19 @@ class ActingEngine(SamplingEngine):
         ending: Ending,
         timeout_s: float,
     ) -> list[Rollout]:
-        """As of any engine; in an environment the requests are those of first turns."""
+        """As of any engine; in an environment the requests are those of first turns.
+
+        Raises:
+            GroupFailed: An environment failed, or all turns together were late. That is said while
+                whoever asked still waits: the engine is well, and must not be killed for it.
+        """
         acting = group.acting
         if acting is None:
             return await super()._group(group, collectors, ending, timeout_s)
-        draw = group.request.draw
-        operation = f"acting for draw {draw}"
+        draw, most_s = group.request.draw, timeout_s - acting.closing_s
         try:
             with span("act", draw=draw):
-                async with deadline(timeout_s, actor=self.name, operation=operation):
+                async with _turns_within(most_s, group.request, acting.limits):
                     return await side_by_side(
                         self._rollout(group, sample, acting, first, ending, timeout_s)
                         for sample, first in enumerate(collectors.items())
@@ -130,3 +138,21 @@ class ActingEngine(SamplingEngine):
             made.chat_template = chat_template
             self._tokenizers[chat_template] = made
         return self._tokenizers[chat_template]
+
+
+@asynccontextmanager
+async def _turns_within(
+    most_s: float, request: GenerationRequest, limits: Limits
+) -> AsyncIterator[None]:
+    try:
+        async with asyncio.timeout(most_s) as timer:
+            yield
+    except TimeoutError as error:
+        if not timer.expired():
+            raise  # of something inside
+        raise GroupFailed.of(
+            f"environment (draw {request.draw}, prompt {request.prompt.prompt_id!r}): its turns "
+            f"are not done after {most_s:g} s: raise timeouts.call_s, or lower "
+            f"environment.max_turns ({limits.max_turns}) or environment.timeout_s",
+            cause="hung",
+        ) from error

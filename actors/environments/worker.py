@@ -68,17 +68,17 @@ class EnvironmentWorker:
         )
         self.spec = spec
 
-    async def open(self, draw: int, sample: int, prompt: Prompt, seed: int) -> int:
+    async def open(self, name: str, draw: int, sample: int, prompt: Prompt, seed: int) -> None:
         """As `Sessions.open`."""
-        return await self._loaded.open(draw, sample, prompt, seed)
+        await self._loaded.open(name, draw, sample, prompt, seed)
 
-    async def step(self, number: int, answer: str) -> Step:
+    async def step(self, name: str, answer: str) -> Step:
         """As `Sessions.step`."""
-        return await self._loaded.step(number, answer)
+        return await self._loaded.step(name, answer)
 
-    async def close(self, number: int) -> None:
+    async def close(self, name: str) -> None:
         """As `Sessions.close`."""
-        await self._loaded.close(number)
+        await self._loaded.close(name)
 
     async def drop_sessions(self) -> None:
         """End what a job has left; the next one has the user's code read anew."""

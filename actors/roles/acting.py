@@ -23,8 +23,6 @@ from rlhf_ray.specs import EnvironmentSpec
 
 logger = logging.getLogger(__name__)
 
-# What an engine waits for a worker beyond the worker's own deadline: then its loop is blocked.
-SLACK_S = 10.0
 # Groups beside each other that were on a worker that died: a wave must not end one by one.
 _FEW = 8
 
@@ -37,12 +35,13 @@ def acting_of(workers: RoleHandle[Any], spec: EnvironmentSpec) -> Acting:
         limits=Limits(
             max_turns=config.max_turns,
             max_observation_tokens=config.max_observation_tokens,
-            timeout_s=config.timeout_s + SLACK_S,
+            timeout_s=config.answer_s,
         ),
         end_ids=frozenset(spec.end_token_ids),
         chat_template=spec.chat_template,
         tools=spec.tools,
         max_tokens=spec.max_tokens,
+        closing_s=config.closing_s,
     )
 
 

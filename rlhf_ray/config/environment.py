@@ -16,6 +16,9 @@ DEFAULT_ATTEMPTS = 2
 # A worker's death may be the doing of any group on it. So often it counts for none of them.
 FREE_DEATHS = 2
 
+# What an engine waits for a worker beyond the worker's own deadline: then its loop is blocked.
+SLACK_S = 10.0
+
 # What makes an environment of each kind that is named by another key than `path`.
 _MADE_BY = {
     "reasoning_gym": "rlhf_ray.environments.reasoning_gym:ReasoningGym",
@@ -59,7 +62,8 @@ class EnvironmentConfig(Config):
         max_turns: Of the policy in a rollout. `rollout.max_new_tokens` is for all turns together.
         max_observation_tokens: Of each message of the environment; longer ones are cut.
         timeout_s: For each answer of the environment; a late one fails the rollout's group, and
-            `failures.row` says what becomes of that.
+            `failures.row` says what becomes of that. All turns and the policy's answers have
+            `timeouts.call_s` together.
         workers: Processes that environments run in, on any nodes.
         cpus_per_worker: Cores that each reserves.
         labels: Of the nodes that workers may go to, as in `placement`.
@@ -142,6 +146,31 @@ class EnvironmentConfig(Config):
             strategy="SPREAD",
             labels=self.labels,
         )
+
+    @property
+    def answer_s(self) -> float:
+        """What an engine waits for an answer."""
+        return self.timeout_s + SLACK_S
+
+    @property
+    def closing_s(self) -> float:
+        """What an engine needs at most to end a rollout that is given up, and to say so."""
+        return self.answer_s + SLACK_S
+
+    @property
+    def most_s(self) -> float:
+        """What a rollout may take without the policy's own answers: a beginning, turns, an end."""
+        return (self.max_turns + 1) * self.timeout_s + self.closing_s
+
+    def time_faults(self, call_s: float) -> Iterator[str]:
+        """Whether a call of so long has time for all turns."""
+        if self.is_named and call_s <= self.most_s:
+            yield (
+                f"timeouts.call_s must be above {self.most_s:g} with environment.max_turns "
+                f"{self.max_turns} and environment.timeout_s {self.timeout_s:g}, got {call_s:g}: "
+                "so long may a rollout's beginning, turns and end take, and the policy's answers "
+                "come on top"
+            )
 
     @property
     def room_tokens(self) -> int:

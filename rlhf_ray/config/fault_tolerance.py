@@ -13,6 +13,7 @@ class TimeoutConfig(Config):
     """Deadlines of every wait, in seconds.
 
     Attributes:
+        call_s: Of a call to an actor: a pass over its rows, or a group with all of its turns.
         heartbeat_s: How long the event loop of a run with `--restarts` may stand still; then it is
             taken to hang, killed and started again.
         stop_s: How long a run that is stopped may take to finish and save its step; then it ends as

@@ -76,6 +76,7 @@ class OnlineConfig(JobConfig):
         yield from piece_faults({"data": self.data, "eval.data": self.eval.data})
         yield from stream_faults({"eval.data": self.eval.data})
         yield from self._unfit_counts()
+        yield from self.environment.time_faults(self.timeouts.call_s)
         yield from self._unfit_rewards()
         yield from self._unfit_staleness()
         yield from self._unfit_old_logprobs()

@@ -7,25 +7,20 @@ of a turn; so its sessions are trained token by token as they were sampled, like
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import math
 import os
-import signal
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rlhf_ray.deadlines import deadline
+from rlhf_ray.environments.agent_process import AgentProcess
 from rlhf_ray.environments.endpoint import Endpoint, Session, text_of
 from rlhf_ray.environments.protocol import Message, Role, Step
 from rlhf_ray.environments.tool_calls import PARSERS, ToolCall
 from rlhf_ray.errors import ConfigError
 from rlhf_ray.types import Prompt
 
-_KEPT_BYTES = 16_384  # of what an agent prints
-_SHOWN = 2_000
-# Of a process that has ended, or was killed.
-_END_S = 10.0
+_SHOWN = 2_000  # characters of what an agent prints
 # One server a process, in its event loop.
 _ENDPOINTS: dict[asyncio.AbstractEventLoop, Endpoint] = {}
 
@@ -76,8 +71,7 @@ class Agent:
         self.roles = tuple(roles) or (("tool",) if tools else ("user",))
         self._chat: list[Message] = []
         self._session: Session | None = None
-        self._process: asyncio.subprocess.Process | None = None
-        self._printed: list[asyncio.Task[bytes]] = []
+        self._process: AgentProcess | None = None
 
     async def reset(self, prompt: Prompt, seed: int) -> None:
         """Start it; it is there once it has asked.
@@ -92,7 +86,11 @@ class Agent:
         self._session = await _endpoint().open()
         messages = self._chat if isinstance(prompt.text, str) else prompt.text
         task = {"messages": messages, "columns": dict(prompt.columns), "seed": seed}
-        await self._start(self._session.url, json.dumps(task, default=str))
+        variables = {"OPENAI_BASE_URL": self._session.url, "OPENAI_API_KEY": "none"}
+        self._process = AgentProcess(
+            self.command, json.dumps(task, default=str), {**os.environ, **variables}
+        )
+        await self._process.listen()
         request = await self._next()
         if request is None:
             raise RuntimeError(f"the agent ended before it asked for anything: {await self._end()}")
@@ -131,40 +129,17 @@ class Agent:
         return Step(messages=tuple(new), num_calls=len(calls), num_failed_calls=num_failed)
 
     async def close(self) -> None:
-        """End its process and all that it started."""
+        """End its process and all that came of it."""
         if self._session is not None:
             _endpoint().forget(self._session)
         if self._process is not None:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(self._process.pid, signal.SIGKILL)
-            await self._ended(_END_S)
-        for printed in self._printed:
-            printed.cancel()
-
-    async def _start(self, url: str, task: str) -> None:
-        self._process = await asyncio.create_subprocess_exec(
-            *self.command,
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE,
-            env={**os.environ, "OPENAI_BASE_URL": url, "OPENAI_API_KEY": "none"},
-            start_new_session=True,
-        )
-        process = self._process
-        assert process.stdin and process.stdout and process.stderr
-        self._printed = [
-            asyncio.create_task(_last_bytes(stream)) for stream in (process.stdout, process.stderr)
-        ]
-        process.stdin.write(task.encode())
-        with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # it need not read it
-            await process.stdin.drain()
-        process.stdin.close()
+            await self._process.close()
 
     async def _next(self) -> Mapping[str, Any] | None:
         """Its next request; None where it ends."""
         assert self._session is not None and self._process is not None
         request_task = asyncio.ensure_future(self._session.next_request(self._timeout_s))
-        end_task = asyncio.ensure_future(self._ended(self._timeout_s))
+        end_task = asyncio.ensure_future(self._process.ended(self._timeout_s))
         either = [request_task, end_task]
         try:
             await asyncio.wait(either, timeout=self._timeout_s, return_when=asyncio.FIRST_COMPLETED)
@@ -176,23 +151,18 @@ class Agent:
             for task in either:
                 task.cancel()
 
-    async def _ended(self, timeout_s: float) -> int:
-        """The status that it ends with."""
-        assert self._process is not None
-        async with deadline(timeout_s, actor="the agent", operation="its end"):
-            return await self._process.wait()
-
     async def _end(self) -> str:
         """What it printed.
 
         Raises:
             RuntimeError: It ended with another status than 0.
         """
-        status = await self._ended(_END_S)
-        async with deadline(_END_S, actor="the agent", operation="its output"):
-            printed, errors = [(await each).decode(errors="replace") for each in self._printed]
-        if status:
-            raise RuntimeError(f"the agent ended with status {status}: {errors[-_SHOWN:]}")
+        assert self._process is not None
+        printed, errors = await self._process.printed()
+        if self._process.status:
+            raise RuntimeError(
+                f"the agent ended with status {self._process.status}: {errors[-_SHOWN:]}"
+            )
         return printed
 
     def _messages_of(self, request: Mapping[str, Any]) -> list[Message]:
@@ -247,10 +217,3 @@ def _reward_of(printed: str) -> float | None:
     if isinstance(reward, bool) or not isinstance(reward, int | float) or not math.isfinite(reward):
         raise ValueError(f"an agent's reward must be a finite number, got {reward!r}")
     return float(reward)
-
-
-async def _last_bytes(stream: asyncio.StreamReader) -> bytes:
-    kept = b""
-    while chunk := await stream.read(_KEPT_BYTES):
-        kept = (kept + chunk)[-_KEPT_BYTES:]
-    return kept

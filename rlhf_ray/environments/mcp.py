@@ -17,6 +17,7 @@ from rlhf_ray.deadlines import deadline
 from rlhf_ray.environments.tool_calls import ToolParser
 from rlhf_ray.environments.tools import Tool, ToolEnvironment, ToolError, by_name
 from rlhf_ray.errors import ConfigError, GroupFailed, RlhfRayError
+from rlhf_ray.process_tree import kept
 from rlhf_ray.types import Prompt
 
 if TYPE_CHECKING:
@@ -172,7 +173,11 @@ class _Session:
     async def _hold(self) -> None:
         from mcp import Client
 
-        async with Client(self._server, cache=None) as client:
+        server = self._server
+        if not isinstance(server, str):
+            program, *arguments = kept([server.command, *server.args])
+            server = server.model_copy(update={"command": program, "args": arguments})
+        async with Client(server, cache=None) as client:
             self._opened.set_result(client)
             await self._ends
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeAlias
@@ -16,6 +18,8 @@ from rlhf_ray.environments.transcript import Transcript
 from rlhf_ray.environments.turns import TurnTemplate, shortened_message
 from rlhf_ray.errors import FailureCause, GroupFailed
 from rlhf_ray.types import FinishReason, Rollout
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,6 +69,8 @@ async def play(
 ) -> Rollout:
     """The rollout that comes of a prompt; the environment is closed, whatever happens.
 
+    A `close` that is late behind the last turn is logged: the rollout is whole.
+
     A turn that was cut is not shown to the environment: it is no answer. Then, and where a limit
     leaves no room for another turn, the rollout ends by `length`.
 
@@ -77,19 +83,25 @@ async def play(
         seed: The environment's; the same for all samples of a draw, which begin alike.
 
     Raises:
-        GroupFailed: It raised, or was late; names draw, sample and turn, and the cause.
+        GroupFailed: It raised, was late, or sent messages that the template or the tokenizer
+            refuses; names draw, sample and turn, and the cause.
     """
     prompt = transcript.prompt
     where = f"draw {transcript.draw}, sample {transcript.sample}, prompt {prompt.prompt_id!r}"
     ask = partial(_asked, where=where, timeout_s=limits.timeout_s)
     try:
-        await ask(environment.reset(prompt, seed), "reset")
-        reason = await _turns(environment, sample, transcript, template, limits, ask)
+        await ask(partial(environment.reset, prompt, seed), "reset")
+        reason = await _turns(environment, sample, transcript, template, limits, ask, where)
     except BaseException:
         with contextlib.suppress(GroupFailed):  # it has failed before
-            await ask(environment.close(), "close")
+            await ask(environment.close, "close")
         raise
-    await ask(environment.close(), "close")
+    try:
+        await ask(environment.close, "close")
+    except GroupFailed as failed:
+        if failed.cause != "hung":
+            raise
+        logger.warning("%s; its rollout is whole, and is taken", failed)
     return transcript.rollout(
         reason, decode=lambda ids_T: _text(template, prompt.token_ids_T, ids_T)
     )
@@ -101,7 +113,8 @@ async def _turns(
     transcript: Transcript,
     template: TurnTemplate,
     limits: Limits,
-    ask: Callable[[Awaitable[Any], str], Awaitable[Any]],
+    ask: Callable[[Callable[[], Awaitable[Any]], str], Awaitable[Any]],
+    where: str,
 ) -> FinishReason:
     while transcript.room and transcript.num_turns < limits.max_turns:
         asked_T = transcript.token_ids_T
@@ -111,23 +124,34 @@ async def _turns(
         if turn.is_cut:
             return "length"
         started_s = time.monotonic()
-        step: Step = await ask(environment.step(answer), f"turn {transcript.num_turns}")
-        messages = tuple(
-            shortened_message(template.tokenizer, message, limits.max_observation_tokens)
-            for message in step.messages
-        )
-        transcript.came_of_it(step, messages, environment_s=time.monotonic() - started_s)
-        if step.is_done:
-            return "stop"
-        transcript.between(template.tokens(transcript.last_id, messages))
+        operation = f"turn {transcript.num_turns}"
+        step: Step = await ask(partial(environment.step, answer), operation)
+        # A template, and what it is shown, may be the user's too.
+        with _failures(f"{operation}: its messages cannot be shown", where):
+            messages = tuple(
+                shortened_message(template.tokenizer, message, limits.max_observation_tokens)
+                for message in step.messages
+            )
+            transcript.came_of_it(step, messages, environment_s=time.monotonic() - started_s)
+            if step.is_done:
+                return "stop"
+            transcript.between(template.tokens(transcript.last_id, messages))
     return "length"
 
 
-async def _asked(answer: Awaitable[Any], operation: str, *, where: str, timeout_s: float) -> Any:
-    try:
+async def _asked(
+    ask: Callable[[], Awaitable[Any]], operation: str, *, where: str, timeout_s: float
+) -> Any:
+    with _failures(operation, where):
         async with deadline(timeout_s, actor="the environment", operation=operation):
-            return await answer
-    # User code may raise anything; whoever waits for the group hears of it.
+            return await ask()
+
+
+@contextmanager
+def _failures(operation: str, where: str) -> Iterator[None]:
+    """User code may raise anything in here; whoever waits for the group hears of it."""
+    try:
+        yield
     except Exception as error:
         cause, detail = _cause_of(error)
         message = f"environment ({where}): {operation}: {detail}"

@@ -72,7 +72,11 @@ class Environment(Protocol):
         ...
 
     async def close(self) -> None:
-        """Release what it holds: called once, whatever ended the rollout."""
+        """Release what it holds: called once, whatever ended the rollout.
+
+        A `reset` or `step` that is under way is cancelled before. Where one goes on all the same
+        for seconds, this is called again behind its end, for what it may have begun.
+        """
         ...
 
 

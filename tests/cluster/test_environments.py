@@ -207,7 +207,8 @@ def test_an_agent_that_knows_a_url_is_trained_as_it_is(in_a_world, pool):
     agent = {
         "path": "rlhf_ray.environments.agent:Agent",
         "arguments": {"command": [sys.executable, str(Path(__file__).with_name("an_agent.py"))]},
-        "timeout_s": 60.0,
+        "max_turns": 2,
+        "timeout_s": 20.0,
     }
     groups, said = sampled(in_a_world(**agent), pool)
     assert not any(group.failed for group in groups)
@@ -243,9 +244,10 @@ def test_an_environment_of_verifiers_is_trained(make_config, pool, tmp_path, mon
         environment={
             "path": "rlhf_ray.environments.agent:Agent",
             "arguments": {"command": ["env", f"PYTHONPATH={os.environ['PYTHONPATH']}", *command]},
+            "max_turns": 1,
             "timeout_s": 300.0,
         },
-        timeouts={"call_s": 400},
+        timeouts={"call_s": 1000},
     )
     _, step = metrics_of(train(config, pool))
     assert step["environment/turns_mean"] == 1
@@ -266,7 +268,7 @@ def test_a_task_of_reasoning_gym_is_trained_by_its_name(
         data={"path": "reasoning_gym:chain_sum,size=16"},
         policy={"model": {"chat_template": TEMPLATE}},
         reward={"functions": [] if acts else verified},
-        environment={"reasoning_gym": "chain_sum"} if acts else {},
+        environment={"reasoning_gym": "chain_sum", "timeout_s": 5} if acts else {},
     )
     steps = [step for step in metrics_of(train(config, pool)) if step["step"]]
     name = "reward/environment" if acts else "reward/verified"

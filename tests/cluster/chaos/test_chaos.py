@@ -44,7 +44,11 @@ ONLINE: dict[str, dict[str, Any]] = {
 }
 # In an environment: turns that come later share batches by chance.
 WORLD = {
-    "environment": {"path": f"{Path(SCORERS).with_name('worlds.py')}:Echo", "max_turns": 2},
+    "environment": {
+        "path": f"{Path(SCORERS).with_name('worlds.py')}:Echo",
+        "max_turns": 2,
+        "timeout_s": 20,
+    },
     "data": {"chat": True},
     "policy": {"model": {"chat_template": TEMPLATE}},
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -46,7 +47,8 @@ class Worker:
     """A handle of an environment worker, whose steps are prepared."""
 
     def __init__(self, *steps):
-        self.steps, self.calls = list(steps), []
+        self.steps, self.calls, self.opens = list(steps), [], asyncio.Event()
+        self.opens.set()
 
     def __getattr__(self, method):
         return SimpleNamespace(remote=lambda *given: self._call(method, *given))
@@ -54,12 +56,14 @@ class Worker:
     async def _call(self, method, *given):
         self.calls.append((method, *given))
         await asyncio.sleep(0)
+        if method == "open":
+            await self.opens.wait()
         if method == "step":
             step = self.steps.pop(0)
             if isinstance(step, BaseException):
                 raise step
-            return step
-        return len(self.calls) if method == "open" else None
+            return step if isinstance(step, Step) else await step
+        return None
 
 
 @pytest.fixture
@@ -88,12 +92,13 @@ def acting(*workers, max_turns=8):
         chat_template=CHATML,
         tools=(),
         max_tokens=1000,
+        closing_s=1.0,
     )
 
 
-async def admit(replica, workers, *requests, **limits):
+async def admit(replica, workers, *requests, timeout_s=60.0, **limits):
     ending = Ending(end_token_ids=(END,))
-    await replica.admit(list(requests), ending, 60.0, True, acting(*workers, **limits))
+    await replica.admit(list(requests), ending, timeout_s, True, acting(*workers, **limits))
 
 
 async def until_asked(replica, name):
@@ -118,8 +123,9 @@ async def test_a_turn_is_asked_with_the_tokens_so_far_and_a_seed_of_its_own(repl
     assert rollout.versions_T[rollout.action_mask_T].tolist() == [3, 3, 3, 4]
     assert [turn.reward for turn in rollout.turns] == [0.5, 1.0]
     assert summaries[0].environment_reward == 1.5 and summaries[0].num_turns == 2
-    assert worker.calls[0] == ("open", 7, 0, PROMPT, environment_seed((40,)))
+    assert worker.calls[0][2:] == (7, 0, PROMPT, environment_seed((40,)))
     assert [call[0] for call in worker.calls] == ["open", "step", "step", "close"]
+    assert len({call[1] for call in worker.calls}) == 1
     assert not replica.running
 
 
@@ -132,7 +138,8 @@ async def test_first_turns_of_a_wave_are_admitted_together_and_samples_go_to_wor
     for name in ("p/1", "p/2"):
         replica.engine.answer(name)
     await replica.finished(0)
-    assert [worker.calls[0][:3] for worker in workers] == [("open", 0, 0), ("open", 0, 1)]
+    assert [worker.calls[0][2:4] for worker in workers] == [(0, 0), (0, 1)]
+    assert workers[0].calls[0][1] != workers[1].calls[0][1]
 
 
 async def test_no_turn_begins_amid_an_exchange_of_weights(replica):
@@ -177,6 +184,45 @@ async def test_a_group_that_is_dropped_leaves_nothing_running(replica):
     for _ in range(20):
         await asyncio.sleep(0)
     assert not replica.running and worker.calls[-1][0] == "close"
+
+
+async def test_turns_that_take_too_long_together_fail_the_group_before_its_engine_is_late(replica):
+    async def slow():
+        await asyncio.sleep(0.15)
+        return Step(messages=(SAID,))
+
+    async def answer_all():
+        answered = set()
+        while True:
+            for name in replica.engine.answers.keys() - answered:
+                answered.add(name)
+                replica.engine.answer(name)
+            await asyncio.sleep(0.01)
+
+    worker = Worker(*[slow() for _ in range(8)])
+    await admit(replica, [worker], replace(request(), max_new_tokens=100), timeout_s=1.4)
+    answering = asyncio.create_task(answer_all())
+    words = r"draw 7, .*not done after 0.4 s.*max_turns \(8\)"
+    with pytest.raises(GroupFailed, match=words) as late:
+        await replica.finished(7)
+    answering.cancel()
+    assert late.value.cause == "hung"
+    assert worker.calls[-1][0] == "close" and not replica.running
+    for step in worker.steps:
+        step.close()
+
+
+async def test_a_session_that_is_given_up_amid_its_beginning_is_closed(replica):
+    worker = Worker()
+    worker.opens.clear()
+    await admit(replica, [worker], request())
+    for _ in range(20):
+        await asyncio.sleep(0)
+    await replica.drop([7])
+    for _ in range(20):
+        await asyncio.sleep(0)
+    [opened, closed] = worker.calls
+    assert (opened[0], closed) == ("open", ("close", opened[1]))
 
 
 async def test_an_engine_that_dies_is_no_failure_of_the_environment(replica):

@@ -8,9 +8,9 @@ import pytest
 
 from actors.cluster.role_handle import RoleHandle
 from actors.environments.worker import EnvironmentWorker, EnvironmentWorkers
-from actors.roles.acting import SLACK_S, acting_of
+from actors.roles.acting import acting_of
 from actors.roles.start import role_specs
-from rlhf_ray.config.environment import EnvironmentConfig
+from rlhf_ray.config.environment import SLACK_S, EnvironmentConfig
 from rlhf_ray.config.online import GrpoConfig
 from rlhf_ray.errors import ActorDied, ConfigError, GroupFailed
 from rlhf_ray.specs import EnvironmentSpec
@@ -52,32 +52,32 @@ def worker():
 
 async def test_sessions_go_on_where_the_same_is_loaded_again(worker, spec):
     await worker.load(spec())
-    number = await worker.open(0, 0, PROMPT, 7)
+    await worker.open("a", 0, 0, PROMPT, 7)
     await worker.load(spec())  # another worker was started again
-    assert (await worker.step(number, "a")).messages[0]["content"] == "a!"
+    assert (await worker.step("a", "a")).messages[0]["content"] == "a!"
     await worker.load(spec(max_turns=3))
     with pytest.raises(GroupFailed, match="is closed"):
-        await worker.step(number, "a")
+        await worker.step("a", "a")
 
 
 async def test_the_next_job_has_the_users_code_read_anew(worker, spec):
     await worker.load(spec())
-    await worker.open(0, 0, PROMPT, 7)
+    await worker.open("a", 0, 0, PROMPT, 7)
     await worker.drop_sessions()
     assert not len(worker.sessions)
     await worker.load(spec(sign="?"))
-    number = await worker.open(0, 0, PROMPT, 7)
-    assert (await worker.step(number, "a")).messages[0]["content"] == "a?"
+    await worker.open("a", 0, 0, PROMPT, 7)
+    assert (await worker.step("a", "a")).messages[0]["content"] == "a?"
 
 
 async def test_messages_must_have_the_roles_that_the_template_was_checked_for(worker, spec):
     await worker.load(spec(role="tool"))
-    number = await worker.open(0, 0, PROMPT, 7)
+    await worker.open("a", 0, 0, PROMPT, 7)
     with pytest.raises(GroupFailed, match=r"must have the role user, .* got 'tool'"):
-        await worker.step(number, "a")
+        await worker.step("a", "a")
     await worker.load(spec(role="tool", template="append"))
-    number = await worker.open(0, 0, PROMPT, 7)
-    assert (await worker.step(number, "a")).messages[0]["role"] == "tool"
+    await worker.open("a", 0, 0, PROMPT, 7)
+    assert (await worker.step("a", "a")).messages[0]["role"] == "tool"
     with pytest.raises(ConfigError, match="has no function 'Nothing'"):
         path = spec().environment.path.replace("World", "Nothing")
         await worker.load(
@@ -121,7 +121,7 @@ def test_engines_are_told_of_the_workers_that_there_are(spec):
     role = Handle(True, True)
     acting = acting_of(role, spec(timeout_s=5.0, max_turns=3))
     assert acting.workers == (0, 1)
-    assert acting.limits.timeout_s == 5.0 + SLACK_S
+    assert acting.limits.timeout_s == 5.0 + SLACK_S < acting.closing_s
     assert acting.limits.max_turns == 3 and acting.end_ids == {2}
     assert {acting.worker_of(1, sample, 4) for sample in range(4)} == {0, 1}
 

@@ -44,6 +44,15 @@ def test_settings_of_no_environment_are_refused():
         EnvironmentConfig(max_turns=3, workers=5)
 
 
+@pytest.mark.parametrize("cls", [GrpoConfig, SampleConfig])
+def test_a_call_has_time_for_all_turns(cls):
+    job = {**JOB, "environment": {**WORLD, "max_turns": 32}}
+    cls.model_validate({**job, "timeouts": {"call_s": 2061}})
+    words = r"call_s must be above 2060 with environment.max_turns 32 and environment.timeout_s 60"
+    with pytest.raises(ValidationError, match=f"{words}, got 1800"):
+        cls.model_validate(job)
+
+
 def test_messages_take_room_beside_own_tokens():
     world = {**WORLD, "max_turns": 3, "max_observation_tokens": 100}
     config = GrpoConfig.model_validate(

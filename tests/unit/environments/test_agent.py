@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import signal
 import sys
+from dataclasses import replace
 
 import acting
 import aiohttp
@@ -13,6 +15,7 @@ import psutil
 import pytest
 
 from rlhf_ray.data.chat.borders import written_tokens
+from rlhf_ray.environments import agent_process
 from rlhf_ray.environments.agent import Agent
 from rlhf_ray.environments.endpoint import Endpoint
 from rlhf_ray.environments.play import Limits, play
@@ -82,7 +85,7 @@ async def test_its_requests_are_turns_token_by_token(agent):
     assert [turn.reward for turn in rollout.turns] == [None, 43.0]
     assert [message["content"] for message in rollout.messages] == ["aba", "Sure?", "yes"]
     assert rollout.finish_reason == "stop"
-    assert made._process.returncode is not None
+    assert made._process.status is not None
 
 
 async def test_calls_of_tools_come_as_its_client_reads_them(agent):
@@ -126,7 +129,7 @@ async def test_what_it_does_wrong_fails_the_rollout(script, words, agent):
     with pytest.raises(GroupFailed, match=words) as caught:
         await rollout_of(made, tokens("a"), tokens("b"))
     assert caught.value.cause == "raised"
-    assert made._process.returncode is not None
+    assert made._process.status is not None
 
 
 async def test_one_that_does_nothing_is_late(agent):
@@ -134,19 +137,60 @@ async def test_one_that_does_nothing_is_late(agent):
         await rollout_of(agent("import time; time.sleep(60)", timeout_s=0.5), tokens("a"))
 
 
-async def test_nothing_of_it_is_left_behind(agent, tmp_path):
+CHILD = """
+import subprocess
+child = subprocess.Popen(["sleep", "600"], start_new_session={session})
+open({pids!r}, "w").write(f"{{os.getpid()}} {{child.pid}}")
+"""
+
+
+async def gone(pids):
+    async with asyncio.timeout(10):
+        for pid in map(int, pids.read_text().split()):
+            while psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:
+                await asyncio.sleep(0.05)
+
+
+@pytest.mark.parametrize("session", [True, False])
+async def test_nothing_of_it_is_left_behind(session, agent, tmp_path):
     pids = tmp_path / "pids"
-    made = agent(
-        f"import subprocess\n"
-        f"child = subprocess.Popen(['sleep', '600'])\n"
-        f"open({str(pids)!r}, 'w').write(f'{{os.getpid()}} {{child.pid}}')\n"
-        "ask(chat)\n"
-    )
+    made = agent(CHILD.format(session=session, pids=str(pids)) + "ask(chat)")
+    await made.reset(PROMPT, 0)
+    async with asyncio.timeout(8):
+        await made.close()
+    await gone(pids)
+
+
+@pytest.mark.parametrize("session", [True, False])
+async def test_its_end_is_that_of_its_process_whoever_else_has_its_output(session, agent, tmp_path):
+    pids = tmp_path / "pids"
+    ends = 'ask(chat); print(json.dumps({"reward": 0.5}), flush=True)'
+    made = agent(CHILD.format(session=session, pids=str(pids)) + ends)
+    async with asyncio.timeout(15):
+        rollout, _ = await rollout_of(made, tokens("a"))
+    assert rollout.environment_reward == 0.5
+    await gone(pids)
+
+
+async def test_an_end_that_is_late_is_logged(agent, monkeypatch, caplog):
+    monkeypatch.setattr(agent_process, "_END_S", 0.0)
+    made = agent("ask(chat)")
     await made.reset(PROMPT, 0)
     await made.close()
-    for pid in map(int, pids.read_text().split()):
-        while psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:
-            await asyncio.sleep(0.05)  # it is killed, and perhaps not gone so far
+    assert "an agent is killed: its end: no answer from the agent" in caplog.text
+    async with asyncio.timeout(10):
+        await made._process._end
+
+
+async def test_it_may_leave_its_input_unread(agent):
+    made = agent("")
+    made.command = [sys.executable, "-c", "import time; time.sleep(600)"]
+    prompt = replace(PROMPT, columns={"page": "x" * 2**20})
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.5):
+            await made.reset(prompt, 0)
+    await made.close()
+    assert made._process.status == 128 + signal.SIGTERM
 
 
 async def test_an_endpoint_says_what_it_cannot_do():

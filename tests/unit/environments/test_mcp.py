@@ -7,6 +7,7 @@ import json
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
 from servers import served
 
@@ -81,17 +82,29 @@ async def test_a_server_that_is_started_has_a_rollouts_state():
             await world.close()
 
 
+async def test_what_a_server_starts_ends_with_it(tmp_path):
+    file = tmp_path / "pid"
+    script = f'setsid sleep 600 >&2 & echo $! > {file}; exec "$@"'
+    world = McpTools(command=["sh", "-c", script, "sh", *COMMAND])
+    await world.reset(None, 0)
+    started = psutil.Process(int(file.read_text()))
+    await world.close()
+    async with asyncio.timeout(10):
+        while started.is_running() and started.status() != psutil.STATUS_ZOMBIE:
+            await asyncio.sleep(0.05)
+
+
 @pytest.mark.parametrize("kind", ["stdio", "http"])
 async def test_a_server_that_ends_fails_the_group_as_a_crash(kind):
     with served("mcp_server.py") as (address, _):
         given = {"command": COMMAND} if kind == "stdio" else {"url": f"{address}/mcp"}
         sessions = Sessions(lambda: McpTools(**given), roles=(), timeout_s=30.0, idle_s=60.0)
-        number = await sessions.open(0, 0, None, 0)
+        await sessions.open("a", 0, 0, None, 0)
         for _ in range(2):
             with pytest.raises(GroupFailed, match=r"step: the MCP server .* ended, or") as caught:
-                await sessions.step(number, call("dies"))
+                await sessions.step("a", call("dies"))
             assert caught.value.cause == "crashed"
-        await sessions.close(number)
+        await sessions.close("a")
 
 
 async def test_a_server_that_is_not_there_fails_the_group_as_a_crash():

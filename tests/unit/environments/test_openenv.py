@@ -75,19 +75,19 @@ async def test_who_finds_no_session_free_waits_for_one(url):
 async def test_what_fails_at_the_server_fails_the_group_with_its_cause():
     with served("openenv_server.py") as (address, process):
         sessions = Sessions(lambda: OpenEnv(address), roles=(), timeout_s=20.0, idle_s=60.0)
-        number = await sessions.open(0, 0, prompt(), 1)
+        await sessions.open("a", 0, 0, prompt(), 1)
         with pytest.raises(GroupFailed, match="says EXECUTION_ERROR: no luck") as caught:
-            await sessions.step(number, "98")
+            await sessions.step("a", "98")
         assert caught.value.cause == "raised"
         with pytest.raises(GroupFailed, match="before the policy has acted") as caught:
-            await sessions.open(0, 1, prompt(openenv_seed=999), 1)
+            await sessions.open("b", 0, 1, prompt(openenv_seed=999), 1)
         assert caught.value.cause == "raised"
         with pytest.raises(GroupFailed, match=r"step: the OpenEnv server .* ended, or") as caught:
-            await sessions.step(number, "99")
+            await sessions.step("a", "99")
         assert caught.value.cause == "crashed"
         process.wait(10)
         with pytest.raises(GroupFailed, match=r"reset: .* cannot be reached") as caught:
-            await sessions.open(0, 0, prompt(), 1)
+            await sessions.open("c", 0, 0, prompt(), 1)
         assert caught.value.cause == "crashed"
         await sessions.close_all()
 

@@ -202,6 +202,51 @@ async def test_an_environment_that_fails_is_named_and_closed(step, cause):
     assert environment.num_closed == 1
 
 
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [("", "refuses it: an empty message"), ("\ud800", "TypeError")],
+)
+async def test_messages_that_cannot_be_shown_fail_the_group(content, words):
+    raising = (
+        "{% for m in messages %}{% if not m.content %}"
+        "{{ raise_exception('refuses it: an empty message') }}{% endif %}{% endfor %}"
+    )
+    template = acting.of_tokenizer(acting.byte_tokenizer(raising + acting.CHATML), ["<|im_end|>"])
+    environment = Scripted([Step(messages=({"role": "user", "content": content},))])
+    end = written_tokens(template.tokenizer, "<|im_end|>")
+    transcript = Transcript(
+        prompt=acting.prompt_of(template, ASKS), draw=5, sample=2, max_new_tokens=9, max_tokens=999
+    )
+    words = rf"draw 5, sample 2, prompt 'p'\): turn 1: its messages cannot be shown: .*{words}"
+    with pytest.raises(GroupFailed, match=words) as failed:
+        engine = acting.Engine([end], template.end_ids)
+        await play(environment, engine.sample, transcript, template, LIMITS, seed=0)
+    assert failed.value.cause == "raised" and environment.num_closed == 1
+
+
+@pytest.mark.parametrize("is_late", [True, False])
+async def test_a_whole_rollout_is_taken_though_its_end_is_late(is_late, caplog):
+    class Ends(Scripted):
+        async def close(self):
+            if not is_late:
+                raise OSError("no")
+            raise GroupFailed.of("close: no answer", cause="hung")
+
+    template = TEMPLATES["qwen2.5"]
+    end = written_tokens(template.tokenizer, "<|im_end|>")
+    transcript = Transcript(
+        prompt=acting.prompt_of(template, ASKS), draw=5, sample=2, max_new_tokens=9, max_tokens=999
+    )
+    environment, engine = Ends([Step(is_done=True)]), acting.Engine([end], template.end_ids)
+    playing = play(environment, engine.sample, transcript, template, LIMITS, seed=0)
+    if is_late:
+        assert (await playing).finish_reason == "stop"
+        assert "close: no answer; its rollout is whole" in caplog.text
+    else:
+        with pytest.raises(GroupFailed, match="close: OSError: no"):
+            await playing
+
+
 def test_a_transcript_refuses_what_no_engine_gives():
     def begun():
         return Transcript(
