@@ -83,13 +83,13 @@ class Replacement:
             logger.warning("%s does not answer: it gets no new groups", self.actors.names[rank])
         self.fleet.suspected(rank)
 
-    def lost(self, rank: int, why: str) -> None:
-        """It is dead, or of no use."""
+    def lost(self, rank: int, why: str, *, age_s: float = 0.0) -> None:
+        """It is dead, or of no use, as a call met that was made so long ago."""
         if not self.fleet.died(rank):
             return
         died = ActorDied.of(
             f"{self.actors.names[rank]}: {why}",
-            role=self.actors.name, index=rank, operation="rollout", age_s=0.0,
+            role=self.actors.name, index=rank, operation="rollout", age_s=age_s,
         )  # fmt: skip
         self._deaths[rank] = died
         self.actors.away.add(rank)
@@ -105,7 +105,7 @@ class Replacement:
         if not self.is_current(rank, actor):
             return True
         if isinstance(error, ActorDied) and error.role == self.actors.name:
-            self.lost(rank, str(error))
+            self.lost(rank, str(error), age_s=error.age_s)
             return True
         fault, _ = await fault_of(self.actors, rank)
         if fault and self.is_current(rank, actor):
@@ -168,6 +168,7 @@ class Replacement:
                 return
             await asyncio.sleep(self._again_s)
             logger.warning("%s: it is tried again to replace it", name)
+            died.age_s = 0.0  # no call has met what comes now
             self.fleet.starts(rank)
         logger.warning("%s is there again, and waits for weights", name)
         self.actors.away.discard(rank)

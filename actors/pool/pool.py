@@ -114,14 +114,9 @@ class Pool(ResidentModels):
         handle = self.state.roles.get(role)
         if handle is None:
             handle = RoleHandle(role)
-        while handle.spec != spec or role not in self.state.roles:
-            try:
-                await self._start(role, spec, handle)
-            except ActorDied as died:
-                if died.role != role:
-                    raise
-                await self.restarts.allow(died)
-                await self._names_are_free(handle.names)
+        if handle.spec != spec or role not in self.state.roles:
+            with self.restarts.budget.starting(role):
+                await self._start_until_it_lasts(role, spec, handle)
         host = "" if spec.reserves_memory else self.state.shared_host(role)
         handle.gpu_turns = self.gpu_turns.setdefault(host, Turns()) if host else None
         taken = self.shares.taken.get(role, {})
@@ -130,6 +125,18 @@ class Pool(ResidentModels):
         if role in self.shares.threads and handle.threads != self._threads(role):
             await self._use_threads(handle, self._threads(role))
         return handle
+
+    async def _start_until_it_lasts(
+        self, role: str, spec: RoleSpec, handle: RoleHandle[Any]
+    ) -> None:
+        while handle.spec != spec or role not in self.state.roles:
+            try:
+                await self._start(role, spec, handle)
+            except ActorDied as died:
+                if died.role != role:
+                    raise
+                await self.restarts.allow(died)
+                await self._names_are_free(handle.names)
 
     async def _use_threads(self, handle: RoleHandle[Any], number: int) -> None:
         """Have a role's actors compute with so many, and know it in the next job as well.

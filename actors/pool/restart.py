@@ -40,12 +40,12 @@ class Restarts:
     def longest_s(self, timeouts: TimeoutConfig) -> float:
         """How long it may take until one start succeeds or no other is allowed."""
         config = self.budget.config
-        pause_s = config.backoff_s * 2.0 ** min(config.restarts, 10)
+        pause_s = self.budget.pause_s(config.restarts)
         return float(max(1, config.restarts) * (pause_s + 2 * timeouts.place_s + timeouts.start_s))
 
     @property
     def again_s(self) -> float | None:
-        """When what was started as often as is allowed may be started again; None for never."""
+        """When what could not be started may be tried again; None for never."""
         config = self.budget.config
         return config.stable_s if config.restarts else None
 
@@ -108,8 +108,8 @@ class Restarts:
             if not config.restarts:
                 raise died
             raise ActorDied.of(
-                f"{died} ({name} was started again {config.restarts} times, each within "
-                f"{config.stable_s:g} s of the one before: failures.actor)",
+                f"{died} ({name} was started again {config.restarts} times, and has not served "
+                f"for {config.stable_s:g} s after any of them: failures.actor)",
                 role=died.role,
                 index=died.index,
                 operation=died.operation,
@@ -122,18 +122,17 @@ class Restarts:
         self, name: str, died: ActorDied, ranks: Sequence[int] | None, *, is_free: bool
     ) -> None:
         """Start again, and what is new may die as well; the first time is perhaps free."""
-        while True:
-            if not is_free:
-                await self.allow(died, name)
-            is_free = False
-            try:
-                await self._restart(died.role, ranks)
-            except ActorDied as error:
-                if error.role != died.role:
-                    raise
-                died = error
-            else:
-                return
+        with self.budget.starting(name, age_s=died.age_s):
+            while True:
+                if not is_free:
+                    await self.allow(died, name)
+                is_free = False
+                try:
+                    return await self._restart(died.role, ranks)
+                except ActorDied as error:
+                    if error.role != died.role:
+                        raise
+                    died = error
 
     async def close(self) -> None:
         """End what is under way."""
