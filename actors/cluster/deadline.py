@@ -9,13 +9,28 @@ from dataclasses import dataclass
 from typing import Any
 
 import ray
-from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
+from ray.exceptions import (
+    GetTimeoutError,
+    ObjectLostError,
+    RayActorError,
+    RayError,
+    RayTaskError,
+)
 
 from rlhf_ray.deadlines import DeadlineError
-from rlhf_ray.errors import ActorDied, GroupFailed, RlhfRayError, RunError
+from rlhf_ray.errors import (
+    ActorDied,
+    GroupFailed,
+    ResultsLost,
+    RlhfRayError,
+    RunError,
+    StateLost,
+)
 
 # In which Ray reports the death of a rank whose peers fail with it, also on a busy machine.
 DEATH_S = 10.0
+# As `StateLost` names it.
+OBJECT_STORE = "the object store"
 
 
 async def within(
@@ -44,6 +59,7 @@ async def within(
     Raises:
         DeadlineError: Not all were there in time; names the actors that were not, and the age.
         ActorDied: One died; names it, operation and age.
+        ResultsLost: What one was to read is gone with the node that held it.
         RunError: One raised; names actor, operation and cause.
     """
     started_s = time.monotonic()
@@ -65,7 +81,10 @@ async def within(
         task.cancel()
     if errors := _errors(tasks):
         position = min(errors, key=lambda number: not _is_death(errors[number]))
-        raise asked.failed(position, errors[position], age_s) from errors[position]
+        failed = asked.failed(position, errors[position], age_s)
+        if isinstance(failed, ResultsLost):
+            failed.late = late
+        raise failed from errors[position]
     if late:
         raise asked.late(late, age_s=age_s, timeout_s=timeout_s)
     return [task.result() for task in tasks]
@@ -139,6 +158,12 @@ class _Asked:
                 operation=cause.operation,
                 age_s=cause.age_s,
             )
+        if isinstance(cause, ObjectLostError):
+            kind = type(cause).__name__
+            gone = f"what it was to read is gone with the node that held it ({kind})"
+            return ResultsLost.named(OBJECT_STORE, f"{named}: {gone}")
+        if isinstance(cause, StateLost):
+            return type(cause).named(cause.role, f"{named}: {cause}")
         if isinstance(cause, GroupFailed):
             return GroupFailed.of(f"{named}: {cause}", cause=cause.cause)
         if isinstance(cause, RlhfRayError):

@@ -14,7 +14,7 @@ import ray
 from actors.cluster.deadline import within
 from actors.cluster.turns import Turns
 from rlhf_ray.deadlines import DeadlineError
-from rlhf_ray.errors import ActorDied
+from rlhf_ray.errors import ActorDied, ResultsLost
 from rlhf_ray.metrics.spans import span
 
 P = ParamSpec("P")
@@ -296,6 +296,7 @@ class RoleHandle(Generic[A]):
 
         Raises:
             ActorDied: One is dead.
+            ResultsLost: What one was to read is gone; those that had not answered are killed.
             RunError: One raised.
         """
         asked = list(range(len(self)) if ranks is None else ranks)
@@ -338,6 +339,11 @@ class RoleHandle(Generic[A]):
         except ActorDied as died:
             if died.role == self.name:
                 died.incarnation = incarnation
+            raise
+        except ResultsLost as lost:
+            # They may wait in a collective, up to its deadline, for those that had nothing to read.
+            for position in lost.late:
+                ray.kill(actors[asked[position]])
             raise
         finally:
             self._open.remove(call)

@@ -139,7 +139,7 @@ async def test_what_runs_a_user_s_code_is_started_again_as_often_as_it_takes():
     stable_s=st.floats(1, 40),
 )
 def test_a_role_has_so_many_restarts_and_all_again_once_it_has_served(served_s, restarts, stable_s):
-    """Of three times the first alone is service: a call hangs in the second, a start in the third."""
+    """Of three times the first alone is service: then a call hangs, and then a start."""
     clock = Clock()
     config = ActorFailureConfig(restarts=restarts, backoff_s=1.0, stable_s=stable_s)
     budget = Budget(config, clock=clock)
