@@ -109,6 +109,9 @@ class Listener(Protocol):
     def lost(self, rank: int, why: str) -> None:
         """It is dead, or hung and is killed."""
 
+    def detached(self) -> None:
+        """Its job is over: it hears no more, and has no actor replaced any more."""
+
 
 class RoleHandle(Generic[A]):
     """The actors of one role in the order of their ranks; nobody else keeps them.
@@ -190,6 +193,8 @@ class RoleHandle(Generic[A]):
     def detach(self) -> None:
         """Nobody looks after the actors any more; all of them are asked again."""
         self.away.clear()
+        if self.listener is not None:
+            self.listener.detached()
         self.listener = None
 
     @property

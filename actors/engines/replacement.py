@@ -63,7 +63,7 @@ class Replacement:
         self._waiting: set[asyncio.Future[None]] = set()
         self._deaths: dict[int, ActorDied] = {}  # of those that nobody replaces yet
         self._tasks: set[asyncio.Task[None]] = set()
-        actors.away.clear()
+        actors.detach()
         actors.listener = self
 
     # What is learnt of engines.
@@ -96,6 +96,11 @@ class Replacement:
         if self._at_once:
             self._begin()
         self.tell()
+
+    def detached(self) -> None:
+        """Its job is over: an engine that retired in it may be well in the next one."""
+        for task in self._tasks:
+            task.cancel()
 
     async def blames(self, rank: int, actor: Any, error: RunError) -> bool:
         """Whether a call to a replica's `actor` failed since it is dead, as it is known from now.

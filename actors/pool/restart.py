@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from actors.cluster.role_handle import RoleHandle
 from actors.cluster.role_spec import RoleSpec
 from actors.pool.budget import Budget
 from rlhf_ray.config.fault_tolerance import ActorFailureConfig, TimeoutConfig
-from rlhf_ray.errors import ActorDied
+from rlhf_ray.errors import ActorDied, RunError
 
 logger = logging.getLogger(__name__)
 
@@ -86,9 +86,16 @@ class Restarts:
             task.add_done_callback(self._ended)
 
     async def _end_of(self, name: str) -> None:
-        if name in self._under_way:
+        if (task := self._under_way.get(name)) is None:
+            return
+        try:
             # Whoever waits may be cancelled; others wait for the same.
-            await asyncio.shield(self._under_way[name])
+            await asyncio.shield(task)
+        except asyncio.CancelledError:
+            waiting = asyncio.current_task()
+            if waiting is not None and waiting.cancelling():
+                raise
+            raise RunError(f"{name} was ended while it was started again") from None
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         self._under_way = {name: other for name, other in self._under_way.items() if other != task}
@@ -134,9 +141,20 @@ class Restarts:
                         raise
                     died = error
 
+    async def end(self, role: str) -> None:
+        """End what is under way for a role, or for actors of it, which is ended itself."""
+        await self._cancel(
+            task
+            for name, task in self._under_way.items()
+            if name == role or name.startswith(f"{role}/")
+        )
+
     async def close(self) -> None:
-        """End what is under way."""
-        tasks = list(self._under_way.values())
+        """End all that is under way."""
+        await self._cancel(self._under_way.values())
+
+    async def _cancel(self, under_way: Iterable[asyncio.Task[None]]) -> None:
+        tasks = list(under_way)
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)

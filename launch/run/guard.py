@@ -2,9 +2,9 @@
 
 It does so where that one was killed, failed or hangs, from the last checkpoint, and ends what it
 left: Ray's agents stay where the driver of a cluster of its own is killed. It does not where a run
-was stopped, refused (status 2) or ended by a rule (status 3): it would end so again. Only a run that
-had begun before is tried again where it is refused: a cluster that has lost a node is too small until
-that, or another one, has joined.
+was stopped, refused (status 2) or ended by a rule (status 3): it would end so again. Only a run
+that had begun before is tried again where it is refused: a cluster that has lost a node is too
+small until that, or another one, has joined.
 """
 
 from __future__ import annotations

@@ -41,3 +41,20 @@ async def test_the_age_of_the_call_that_met_a_death_is_told_once(world):
     assert await world.replacement.blames(0, world.actors.actors[0], died)
     await asyncio.sleep(0.05)
     assert world.ages_s[:2] == [1800.0, 0.0]
+
+
+async def test_what_one_job_waits_with_is_not_done_in_the_next(world):
+    world.replacement.lost(0, "killed")
+    await asyncio.sleep(0.01)
+    assert len(world.ages_s) == 1
+    world.actors.detach()
+    await asyncio.sleep(0.05)
+    assert len(world.ages_s) == 1, "the engine may be well in the next job"
+
+
+async def test_a_next_job_s_replacement_ends_that_of_the_one_before(world):
+    world.replacement.lost(0, "killed")
+    await asyncio.sleep(0.01)
+    Replacement(world.actors, Fleet(2), change_s=5.0)
+    await asyncio.sleep(0.05)
+    assert len(world.ages_s) == 1

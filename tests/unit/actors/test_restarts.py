@@ -213,3 +213,32 @@ async def test_engines_are_replaced_one_by_one_each_with_a_budget_of_its_own():
     await restarts.replace(death(0))
     assert roles.restarted[2:] == ["rollout/[1]", "rollout/[0]"]
     assert restarts.longest_s(TimeoutConfig(place_s=1.0, start_s=10.0)) == 2 * 12.0
+
+
+async def test_what_is_under_way_for_a_role_ends_with_it():
+    roles, ended = Roles("reward", "reward_worker", "rollout"), []
+
+    async def restart(role, ranks=None):
+        try:
+            await asyncio.sleep(0.05)
+        except asyncio.CancelledError:
+            ended.append((role, ranks))
+            raise
+
+    restarts = Restarts(QUICK, restart)
+    engine = ActorDied.of("died", role="rollout", index=1, operation="generate", age_s=0.0)
+    waits = [
+        asyncio.create_task(restarts.after(death_of(roles["reward"]), roles)),
+        asyncio.create_task(restarts.after(death_of(roles["reward_worker"]), roles)),
+        asyncio.create_task(restarts.replace(engine)),
+    ]
+    await asyncio.sleep(0.01)
+    for role in ("reward", "rollout"):
+        await restarts.end(role)
+    assert ended == [("reward", None), ("rollout", [1])]
+    met = await asyncio.gather(*waits, return_exceptions=True)
+    assert [str(error) for error in met] == [
+        "reward was ended while it was started again",
+        "None",
+        "rollout/1 was ended while it was started again",
+    ]
