@@ -17,6 +17,7 @@ from ray.exceptions import (
     RayTaskError,
 )
 
+from actors.cluster.death import death_of
 from rlhf_ray.deadlines import DeadlineError
 from rlhf_ray.errors import (
     ActorDied,
@@ -144,7 +145,7 @@ class _Asked:
         if isinstance(error, RayActorError):
             index = position if self.indices is None else self.indices[position]
             return ActorDied.of(
-                f"{named} died after {age_s:.0f} s: {first_line(error)}",
+                f"{named} died after {age_s:.0f} s: {death_of(error)}",
                 role=self.role,
                 index=index,
                 operation=self.operation,
@@ -207,8 +208,3 @@ def _failed_ref(refs: Sequence[Any]) -> int:
             except RayError:
                 return position
     return 0
-
-
-def first_line(error: BaseException) -> str:
-    """What an error of Ray's says; its other lines are of Ray's own code."""
-    return str(error).strip().partition("\n")[0]

@@ -98,6 +98,14 @@ async def test_a_death_says_whose_it_was():
     assert 0 <= error.age_s < 5
 
 
+async def test_a_death_says_on_which_node_and_why():
+    said = "The actor died unexpectedly.\n\tpid: 7\n\tip: 10.0.0.2\nThe actor's node has died."
+    error = await died([Answer(RayActorError(error_msg=said))])
+    assert str(error).endswith(
+        "job/policy/2 died after 0 s: on 10.0.0.2: The actor's node has died."
+    )
+
+
 async def test_who_died_is_named_and_not_the_peers_that_it_left_in_a_collective():
     left = RuntimeError("Connection closed by peer [127.0.0.1]:4242")
     error = await died([Answer(left), Answer(gone(), after_s=0.1), Answer(left, after_s=0.2)])
