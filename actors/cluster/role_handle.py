@@ -106,8 +106,8 @@ class Listener(Protocol):
     def suspected(self, rank: int) -> None:
         """It has left questions open."""
 
-    def lost(self, rank: int, why: str) -> None:
-        """It is dead, or hung and is killed."""
+    def lost(self, rank: int, why: str, *, age_s: float = 0.0) -> None:
+        """It is dead, or hung and is killed, as a call met that was made so long ago."""
 
     def detached(self) -> None:
         """Its job is over: it hears no more, and has no actor replaced any more."""

@@ -100,7 +100,8 @@ class Watch:
             )  # fmt: skip
             ray.kill(watched.actor)
             if role.listener is not None:
-                role.listener.lost(rank, f"no answer for {watched.health.open_s:.0f} s: killed")
+                open_s = watched.health.open_s
+                role.listener.lost(rank, f"no answer for {open_s:.0f} s: killed", age_s=open_s)
         elif watched.health.is_suspect and role.listener is not None:
             role.listener.suspected(rank)
 
