@@ -14,6 +14,7 @@ import os
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -23,6 +24,7 @@ from actors.pool.pool import Pool
 from actors.pool.record import PoolRecord, end_orphans
 from actors.pool.watch import watched
 from actors.roles.job_pool import JobPool
+from actors.roles.lasting import repeated
 from actors.roles.start import role_specs, start_all
 from launch.run.cluster import connected, runs_here
 from launch.run.folder import check_folder, is_finished, run_folder
@@ -198,7 +200,8 @@ async def _run_left(
             await start_all(pool, groups, role_specs(groups, *(stage.rooted for stage in stages)))
             logger.info("all actors are ready after %.0f s", time.monotonic() - started_s)
             for index, stage in enumerate(stages):
-                await pool.want(results_needed(stages, stages[index:]))
+                needed = results_needed(stages, stages[index:])
+                await repeated(pool, partial(pool.want, needed))
                 started_s = time.monotonic()
                 logger.info("stage %s: %s in %s", stage.name, stage.job, stage.config.run_dir)
                 await run_on(pool, begun.get(stage.name) or prepare(stage.config))

@@ -148,6 +148,18 @@ class StateLost(RunError):
         return lost
 
 
+class ResultsLost(StateLost):
+    """What roles have made of a step is gone with the node that held it: rollouts, say.
+
+    The roles are as they were, but for those on that node.
+
+    Attributes:
+        late: Positions of the actors that had not answered when another one met it.
+    """
+
+    late: Sequence[int] = ()
+
+
 def short(value: Any) -> str:
     """A value as an error shows it, however long or deep it is."""
     if isinstance(value, str):

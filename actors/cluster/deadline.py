@@ -9,13 +9,29 @@ from dataclasses import dataclass
 from typing import Any
 
 import ray
-from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
+from ray.exceptions import (
+    GetTimeoutError,
+    ObjectLostError,
+    RayActorError,
+    RayError,
+    RayTaskError,
+)
 
+from actors.cluster.death import death_of
 from rlhf_ray.deadlines import DeadlineError
-from rlhf_ray.errors import ActorDied, GroupFailed, RlhfRayError, RunError
+from rlhf_ray.errors import (
+    ActorDied,
+    GroupFailed,
+    ResultsLost,
+    RlhfRayError,
+    RunError,
+    StateLost,
+)
 
 # In which Ray reports the death of a rank whose peers fail with it, also on a busy machine.
 DEATH_S = 10.0
+# As `StateLost` names it.
+OBJECT_STORE = "the object store"
 
 
 async def within(
@@ -44,6 +60,7 @@ async def within(
     Raises:
         DeadlineError: Not all were there in time; names the actors that were not, and the age.
         ActorDied: One died; names it, operation and age.
+        ResultsLost: What one was to read is gone with the node that held it.
         RunError: One raised; names actor, operation and cause.
     """
     started_s = time.monotonic()
@@ -65,7 +82,10 @@ async def within(
         task.cancel()
     if errors := _errors(tasks):
         position = min(errors, key=lambda number: not _is_death(errors[number]))
-        raise asked.failed(position, errors[position], age_s) from errors[position]
+        failed = asked.failed(position, errors[position], age_s)
+        if isinstance(failed, ResultsLost):
+            failed.late = late
+        raise failed from errors[position]
     if late:
         raise asked.late(late, age_s=age_s, timeout_s=timeout_s)
     return [task.result() for task in tasks]
@@ -125,7 +145,7 @@ class _Asked:
         if isinstance(error, RayActorError):
             index = position if self.indices is None else self.indices[position]
             return ActorDied.of(
-                f"{named} died after {age_s:.0f} s: {first_line(error)}",
+                f"{named} died after {age_s:.0f} s: {death_of(error)}",
                 role=self.role,
                 index=index,
                 operation=self.operation,
@@ -139,6 +159,12 @@ class _Asked:
                 operation=cause.operation,
                 age_s=cause.age_s,
             )
+        if isinstance(cause, ObjectLostError):
+            kind = type(cause).__name__
+            gone = f"what it was to read is gone with the node that held it ({kind})"
+            return ResultsLost.named(OBJECT_STORE, f"{named}: {gone}")
+        if isinstance(cause, StateLost):
+            return type(cause).named(cause.role, f"{named}: {cause}")
         if isinstance(cause, GroupFailed):
             return GroupFailed.of(f"{named}: {cause}", cause=cause.cause)
         if isinstance(cause, RlhfRayError):
@@ -182,8 +208,3 @@ def _failed_ref(refs: Sequence[Any]) -> int:
             except RayError:
                 return position
     return 0
-
-
-def first_line(error: BaseException) -> str:
-    """What an error of Ray's says; its other lines are of Ray's own code."""
-    return str(error).strip().partition("\n")[0]

@@ -14,7 +14,7 @@ import ray
 from actors.cluster.deadline import within
 from actors.cluster.turns import Turns
 from rlhf_ray.deadlines import DeadlineError
-from rlhf_ray.errors import ActorDied
+from rlhf_ray.errors import ActorDied, ResultsLost
 from rlhf_ray.metrics.spans import span
 
 P = ParamSpec("P")
@@ -106,8 +106,11 @@ class Listener(Protocol):
     def suspected(self, rank: int) -> None:
         """It has left questions open."""
 
-    def lost(self, rank: int, why: str) -> None:
-        """It is dead, or hung and is killed."""
+    def lost(self, rank: int, why: str, *, age_s: float = 0.0) -> None:
+        """It is dead, or hung and is killed, as a call met that was made so long ago."""
+
+    def detached(self) -> None:
+        """Its job is over: it hears no more, and has no actor replaced any more."""
 
 
 class RoleHandle(Generic[A]):
@@ -190,6 +193,8 @@ class RoleHandle(Generic[A]):
     def detach(self) -> None:
         """Nobody looks after the actors any more; all of them are asked again."""
         self.away.clear()
+        if self.listener is not None:
+            self.listener.detached()
         self.listener = None
 
     @property
@@ -296,6 +301,7 @@ class RoleHandle(Generic[A]):
 
         Raises:
             ActorDied: One is dead.
+            ResultsLost: What one was to read is gone; those that had not answered are killed.
             RunError: One raised.
         """
         asked = list(range(len(self)) if ranks is None else ranks)
@@ -338,6 +344,11 @@ class RoleHandle(Generic[A]):
         except ActorDied as died:
             if died.role == self.name:
                 died.incarnation = incarnation
+            raise
+        except ResultsLost as lost:
+            # They may wait in a collective, up to its deadline, for those that had nothing to read.
+            for position in lost.late:
+                ray.kill(actors[asked[position]])
             raise
         finally:
             self._open.remove(call)

@@ -26,7 +26,7 @@ class ObjectStore:
 
         Raises:
             DeadlineError: They do not come.
-            RunError: They are lost, with the node that held them.
+            ResultsLost: They are gone with the node that held them.
         """
         there = [group for group in groups if group.summaries_G]
         if not there:

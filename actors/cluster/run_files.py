@@ -11,7 +11,7 @@ import hashlib
 import os
 import shutil
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -22,6 +22,7 @@ from actors.cluster import file_tasks
 from actors.cluster.deadline import within
 from actors.cluster.file_tasks import FileStamp, part_of, stamps_of, start_on
 from actors.cluster.role_handle import RoleHandle
+from actors.cluster.role_spec import RoleActor
 from rlhf_ray.deadlines import in_order, in_thread, side_by_side
 from rlhf_ray.disk import room_for
 from rlhf_ray.errors import RunError
@@ -198,6 +199,22 @@ class RunFiles:
             actors=[f"node {self.distant[node]}" for node in nodes],
             operation=f"files of the run: {arguments[0]}",
         )
+
+
+async def or_death(ranks: RoleHandle[Any], work: Awaitable[None], *, hang_s: float) -> None:
+    """Work on files of a role's nodes; where it fails and the role has died, that is why.
+
+    Ray says of a task on a node that is gone only that it cannot run there.
+
+    Raises:
+        ActorDied: An actor of the role is dead, or does not answer within `hang_s`.
+        RunError: It failed for another reason.
+    """
+    try:
+        await work
+    except RunError:
+        await ranks.call(RoleActor.health, timeout_s=hang_s)()
+        raise
 
 
 def _each_once(

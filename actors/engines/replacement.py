@@ -63,7 +63,7 @@ class Replacement:
         self._waiting: set[asyncio.Future[None]] = set()
         self._deaths: dict[int, ActorDied] = {}  # of those that nobody replaces yet
         self._tasks: set[asyncio.Task[None]] = set()
-        actors.away.clear()
+        actors.detach()
         actors.listener = self
 
     # What is learnt of engines.
@@ -83,19 +83,24 @@ class Replacement:
             logger.warning("%s does not answer: it gets no new groups", self.actors.names[rank])
         self.fleet.suspected(rank)
 
-    def lost(self, rank: int, why: str) -> None:
-        """It is dead, or of no use."""
+    def lost(self, rank: int, why: str, *, age_s: float = 0.0) -> None:
+        """It is dead, or of no use, as a call met that was made so long ago."""
         if not self.fleet.died(rank):
             return
         died = ActorDied.of(
             f"{self.actors.names[rank]}: {why}",
-            role=self.actors.name, index=rank, operation="rollout", age_s=0.0,
+            role=self.actors.name, index=rank, operation="rollout", age_s=age_s,
         )  # fmt: skip
         self._deaths[rank] = died
         self.actors.away.add(rank)
         if self._at_once:
             self._begin()
         self.tell()
+
+    def detached(self) -> None:
+        """Its job is over: an engine that retired in it may be well in the next one."""
+        for task in self._tasks:
+            task.cancel()
 
     async def blames(self, rank: int, actor: Any, error: RunError) -> bool:
         """Whether a call to a replica's `actor` failed since it is dead, as it is known from now.
@@ -105,7 +110,7 @@ class Replacement:
         if not self.is_current(rank, actor):
             return True
         if isinstance(error, ActorDied) and error.role == self.actors.name:
-            self.lost(rank, str(error))
+            self.lost(rank, str(error), age_s=error.age_s)
             return True
         fault, _ = await fault_of(self.actors, rank)
         if fault and self.is_current(rank, actor):
@@ -168,6 +173,7 @@ class Replacement:
                 return
             await asyncio.sleep(self._again_s)
             logger.warning("%s: it is tried again to replace it", name)
+            died.age_s = 0.0  # no call has met what comes now
             self.fleet.starts(rank)
         logger.warning("%s is there again, and waits for weights", name)
         self.actors.away.discard(rank)

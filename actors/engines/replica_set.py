@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -77,6 +78,7 @@ class ReplicaSet:
         self.actors, self.ending, self.timeout_s = actors, ending, timeout_s
         self.sleeps, self.seats = sleeps, seats
         self.change_s = start_s + timeout_s
+        self._update_began_s = 0.0
         self.fleet = fleet or Fleet(len(actors))
         serving = partial(self.fleet.those, State.SERVING)
         self.dispatch = Dispatch(len(actors), seats=seats, serving=serving)
@@ -277,6 +279,7 @@ class ReplicaSet:
         Raises:
             StateLost: It failed, though the policy lives, and one of them is dead.
         """
+        self._update_began_s = time.monotonic()
         for replica in replicas:
             self.fleet.updates(replica)
         try:
@@ -298,7 +301,7 @@ class ReplicaSet:
         async def examine(replica: int) -> None:
             fault, is_updating = await fault_of(self.actors, replica)
             if fault or is_updating:
-                self.replacement.lost(replica, fault or "it was left amid a publication")
+                self.lost(replica, fault or "it was left amid a publication")
             elif self.fleet.state(replica) == State.UPDATING:
                 self.fleet.spared(replica)
 
@@ -321,7 +324,7 @@ class ReplicaSet:
 
     def lost(self, replica: int, why: str) -> None:
         """It did not take the weights."""
-        self.replacement.lost(replica, why)
+        self.replacement.lost(replica, why, age_s=time.monotonic() - self._update_began_s)
 
     async def ask(
         self, method: Callable[..., Any], replicas: Sequence[int], *arguments: Any, timeout_s: float
@@ -358,7 +361,7 @@ class ReplicaSet:
             except ActorDied as died:
                 if died.role != self.actors.name:
                     raise
-                self.replacement.lost(died.index, str(died))
+                self.replacement.lost(died.index, str(died), age_s=died.age_s)
             except RunError:
                 if not await self.replacement.found_dead():
                     raise

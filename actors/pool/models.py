@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 from actors.cluster.role_handle import Answer, Hosted, RoleHandle
 from actors.cluster.role_spec import RoleActor
-from actors.cluster.run_files import RunFiles
+from actors.cluster.run_files import RunFiles, or_death
 from actors.pool.record import PoolRecord
 from actors.pool.state import PoolState
 from actors.weights.held_model import HeldModel
@@ -164,7 +164,8 @@ class ResidentModels:
         folder, weights = str(Path(config.run_dir) / "export"), config.checkpoint.export != "never"
         ranks, call_s = self.state.roles[role], self.timeouts.call_s
         write = self.files_of(role).export
-        await write(ranks, folder, tokenizer_path, weights=weights, timeout_s=call_s)
+        written = write(ranks, folder, tokenizer_path, weights=weights, timeout_s=call_s)
+        await or_death(ranks, written, hang_s=self.timeouts.hang_s)
         if self.record is not None or folder in self.wanted:
             await self._keep(role, folder)
 

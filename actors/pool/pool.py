@@ -114,22 +114,39 @@ class Pool(ResidentModels):
         handle = self.state.roles.get(role)
         if handle is None:
             handle = RoleHandle(role)
-        while handle.spec != spec or role not in self.state.roles:
-            try:
-                await self._start(role, spec, handle)
-            except ActorDied as died:
-                if died.role != role:
-                    raise
-                await self.restarts.allow(died)
-                await self._names_are_free(handle.names)
+        if not self._is_ready(role, spec, handle):
+            with self.restarts.budget.starting(role):
+                await self._make_ready(role, spec, handle)
         host = "" if spec.reserves_memory else self.state.shared_host(role)
         handle.gpu_turns = self.gpu_turns.setdefault(host, Turns()) if host else None
         taken = self.shares.taken.get(role, {})
         turns = [(self.core_turns[node], number) for node, number in taken.items()]
         handle.core_turns = [] if spec.runs_user_code else turns
-        if role in self.shares.threads and handle.threads != self._threads(role):
-            await self._use_threads(handle, self._threads(role))
         return handle
+
+    def _runs(self, role: str, spec: RoleSpec, handle: RoleHandle[Any]) -> bool:
+        return role in self.state.roles and handle.spec == spec
+
+    def _is_ready(self, role: str, spec: RoleSpec, handle: RoleHandle[Any]) -> bool:
+        """Whether it runs, and computes with as many threads as this job leaves it."""
+        has_threads = role not in self.shares.threads or handle.threads == self._threads(role)
+        return has_threads and self._runs(role, spec, handle)
+
+    async def _make_ready(self, role: str, spec: RoleSpec, handle: RoleHandle[Any]) -> None:
+        """Start it or tell it its threads; where it dies meanwhile, it is started anew."""
+        while not self._is_ready(role, spec, handle):
+            try:
+                if self._runs(role, spec, handle):
+                    await self._use_threads(handle, self._threads(role))
+                else:
+                    await self._start(role, spec, handle)
+            except ActorDied as died:
+                if died.role != role:
+                    raise
+                if role in self.state.roles:
+                    await self.end(role)
+                await self.restarts.allow(died)
+                await self._names_are_free(handle.names)
 
     async def _use_threads(self, handle: RoleHandle[Any], number: int) -> None:
         """Have a role's actors compute with so many, and know it in the next job as well.
@@ -151,6 +168,7 @@ class Pool(ResidentModels):
     async def _start(self, role: str, spec: RoleSpec, handle: RoleHandle[Any]) -> None:
         if role in self.state.roles:
             await self.end(role)
+            await self._names_are_free(handle.names)
         if spec.reserves_memory:  # it fails where others have it
             await self._offload_beside(role)
         handle.threads = self._threads(role)
@@ -291,7 +309,12 @@ class Pool(ResidentModels):
                 await self.end(role)
 
     async def end(self, role: str) -> None:
-        """End a role's actors, and with them what they hold; its places stay reserved."""
+        """End a role's actors, and with them what they hold; its places stay reserved.
+
+        What is under way to start some of them again ends first: it would come in place of others.
+        """
+        self.state.roles[role].detach()
+        await self.restarts.end(role)
         await processes.end(self.state.roles.pop(role))
         self._lose(role)
         self.loaded.pop(role, None)
@@ -299,6 +322,8 @@ class Pool(ResidentModels):
 
     async def close(self) -> None:
         """End every actor and give its resources back."""
+        for handle in self.state.roles.values():
+            handle.detach()
         await self.restarts.close()
         await asyncio.gather(*map(processes.end, self.state.roles.values()))
         for places in self.state.places.values():

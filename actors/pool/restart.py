@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from actors.cluster.role_handle import RoleHandle
 from actors.cluster.role_spec import RoleSpec
 from actors.pool.budget import Budget
 from rlhf_ray.config.fault_tolerance import ActorFailureConfig, TimeoutConfig
-from rlhf_ray.errors import ActorDied
+from rlhf_ray.errors import ActorDied, RunError
 
 logger = logging.getLogger(__name__)
 
@@ -40,12 +40,12 @@ class Restarts:
     def longest_s(self, timeouts: TimeoutConfig) -> float:
         """How long it may take until one start succeeds or no other is allowed."""
         config = self.budget.config
-        pause_s = config.backoff_s * 2.0 ** min(config.restarts, 10)
+        pause_s = self.budget.pause_s(config.restarts)
         return float(max(1, config.restarts) * (pause_s + 2 * timeouts.place_s + timeouts.start_s))
 
     @property
     def again_s(self) -> float | None:
-        """When what was started as often as is allowed may be started again; None for never."""
+        """When what could not be started may be tried again; None for never."""
         config = self.budget.config
         return config.stable_s if config.restarts else None
 
@@ -86,9 +86,16 @@ class Restarts:
             task.add_done_callback(self._ended)
 
     async def _end_of(self, name: str) -> None:
-        if name in self._under_way:
+        if (task := self._under_way.get(name)) is None:
+            return
+        try:
             # Whoever waits may be cancelled; others wait for the same.
-            await asyncio.shield(self._under_way[name])
+            await asyncio.shield(task)
+        except asyncio.CancelledError:
+            waiting = asyncio.current_task()
+            if waiting is not None and waiting.cancelling():
+                raise
+            raise RunError(f"{name} was ended while it was started again") from None
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         self._under_way = {name: other for name, other in self._under_way.items() if other != task}
@@ -108,8 +115,8 @@ class Restarts:
             if not config.restarts:
                 raise died
             raise ActorDied.of(
-                f"{died} ({name} was started again {config.restarts} times, each within "
-                f"{config.stable_s:g} s of the one before: failures.actor)",
+                f"{died} ({name} was started again {config.restarts} times, and has not served "
+                f"for {config.stable_s:g} s after any of them: failures.actor)",
                 role=died.role,
                 index=died.index,
                 operation=died.operation,
@@ -122,22 +129,32 @@ class Restarts:
         self, name: str, died: ActorDied, ranks: Sequence[int] | None, *, is_free: bool
     ) -> None:
         """Start again, and what is new may die as well; the first time is perhaps free."""
-        while True:
-            if not is_free:
-                await self.allow(died, name)
-            is_free = False
-            try:
-                await self._restart(died.role, ranks)
-            except ActorDied as error:
-                if error.role != died.role:
-                    raise
-                died = error
-            else:
-                return
+        with self.budget.starting(name, age_s=died.age_s):
+            while True:
+                if not is_free:
+                    await self.allow(died, name)
+                is_free = False
+                try:
+                    return await self._restart(died.role, ranks)
+                except ActorDied as error:
+                    if error.role != died.role:
+                        raise
+                    died = error
+
+    async def end(self, role: str) -> None:
+        """End what is under way for a role, or for actors of it, which is ended itself."""
+        await self._cancel(
+            task
+            for name, task in self._under_way.items()
+            if name == role or name.startswith(f"{role}/")
+        )
 
     async def close(self) -> None:
-        """End what is under way."""
-        tasks = list(self._under_way.values())
+        """End all that is under way."""
+        await self._cancel(self._under_way.values())
+
+    async def _cancel(self, under_way: Iterable[asyncio.Task[None]]) -> None:
+        tasks = list(under_way)
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)

@@ -13,7 +13,7 @@ from typing import Any
 import ray
 from ray.exceptions import RayError
 
-from actors.cluster.deadline import first_line
+from actors.cluster.death import death_of
 from actors.cluster.role_handle import Listener, RoleHandle
 from actors.cluster.role_spec import RoleActor
 from actors.pool.health import Health
@@ -85,7 +85,7 @@ class Watch:
             except RayError as error:
                 watched.question = None  # it is dead, which whoever needs it will meet
                 if role.listener is not None:
-                    role.listener.lost(rank, first_line(error))
+                    role.listener.lost(rank, death_of(error))
                 return
             watched.health.answered()
             if role.listener is not None and role.listener is watched.listener:
@@ -100,7 +100,8 @@ class Watch:
             )  # fmt: skip
             ray.kill(watched.actor)
             if role.listener is not None:
-                role.listener.lost(rank, f"no answer for {watched.health.open_s:.0f} s: killed")
+                open_s = watched.health.open_s
+                role.listener.lost(rank, f"no answer for {open_s:.0f} s: killed", age_s=open_s)
         elif watched.health.is_suspect and role.listener is not None:
             role.listener.suspected(rank)
 

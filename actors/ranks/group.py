@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from actors.cluster.role_handle import RoleHandle, put
 from actors.cluster.role_spec import RoleSpec
-from actors.cluster.run_files import RunFiles
+from actors.cluster.run_files import RunFiles, or_death
 from actors.ranks.forward import by_row, over_rows
 from actors.ranks.hosting import HostingRank
 from actors.ranks.rank import Rank
 from rlhf_ray.config.fault_tolerance import TimeoutConfig
 from rlhf_ray.config.learners import ForwardConfig, LearnerConfig
+from rlhf_ray.errors import ActorDied, RunError
 from rlhf_ray.packing import RankedMicroBatches, UpdatePlan
 from rlhf_ray.roles.groups import Ref
 from rlhf_ray.roles.reports import Evaluated, Hardware, Metrics
@@ -108,26 +109,47 @@ class TrainedGroup(RankGroup[R]):
         """Write this role's trained state below `folder`, on the driver's machine as well.
 
         An export goes to `export` beside it.
+
+        Raises:
+            ActorDied: A rank is dead, or its node is gone.
         """
         call_s = self.timeouts.call_s
-        await self.files().clear(folder)  # what a run that broke off may have left there
+        await self._clear(folder)  # what a run that broke off may have left there
         await self.actors.call(HostingRank.save, timeout_s=call_s)(folder)
-        await self.files().fetch(folder)
-        await self.files().clear(folder)
+        await self._or_death(self.files().fetch(folder))
+        await self._clear(folder)
         if self.exports_with:
             beside = str(Path(folder).with_name("export"))
-            await self.files().export(self.actors, beside, self.exports_with, timeout_s=call_s)
-            await self.files().clear(beside)
+            await self._or_death(
+                self.files().export(self.actors, beside, self.exports_with, timeout_s=call_s)
+            )
+            await self._clear(beside)
         await self.offload()
 
     async def restore(self, folder: str) -> None:
-        """Read what `save` wrote."""
-        await self.files().send(folder)
+        """Read what `save` wrote.
+
+        Raises:
+            ActorDied: A rank is dead, or its node is gone.
+        """
+        await self._or_death(self.files().send(folder))
         call_s = self.timeouts.call_s
         async with self.actors.turn(timeout_s=call_s):
             await self.actors.call(HostingRank.restore, timeout_s=call_s)(folder)
         await self.offload()
-        await self.files().clear(folder)
+        await self._clear(folder)
+
+    async def _clear(self, folder: str) -> None:
+        """Remove what the nodes hold of a folder; once more where that fails and all are alive."""
+        try:
+            await self._or_death(self.files().clear(folder))
+        except ActorDied:
+            raise
+        except RunError:
+            await self._or_death(self.files().clear(folder))
+
+    async def _or_death(self, work: Awaitable[None]) -> None:
+        await or_death(self.actors, work, hang_s=self.timeouts.hang_s)
 
 
 async def answer_logps(

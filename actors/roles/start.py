@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from actors.cluster.role_handle import RoleHandle
@@ -20,6 +21,7 @@ from actors.ranks.reward import RewardRank
 from actors.ranks.reward_worker import RewardWorker, WorkerSpec
 from actors.ranks.value import ValueRank
 from actors.roles.engines import engine_spec, first_online
+from actors.roles.lasting import repeated
 from rlhf_ray.config.jobs import AnyJob
 from rlhf_ray.config.placement import GroupConfig
 from rlhf_ray.deadlines import side_by_side
@@ -73,9 +75,16 @@ async def start_actors(
     guests = [role for role in specs if role in groups and groups[role].share]
     actors: dict[str, RoleHandle[Any]] = {}
     for roles in ([role for role in specs if role not in guests], guests):
-        started = await side_by_side(pool.start(role, specs[role]) for role in roles)
-        actors.update(zip(roles, started, strict=True))
+        # One that others make room for may die as well.
+        actors.update(await repeated(pool, partial(_start_beside, pool, roles, specs)))
     return actors
+
+
+async def _start_beside(
+    pool: Pool, roles: Sequence[str], specs: Mapping[str, RoleSpec]
+) -> Mapping[str, RoleHandle[Any]]:
+    started = await side_by_side(pool.start(role, specs[role]) for role in roles)
+    return dict(zip(roles, started, strict=True))
 
 
 async def start_all(
@@ -84,7 +93,7 @@ async def start_all(
     """As `start_actors`; all but the engines import what their work needs, before there is any."""
     actors = await start_actors(pool, groups, specs)
     await side_by_side(
-        of_role.call(Rank.import_libraries, timeout_s=pool.timeouts.start_s)()
+        repeated(pool, of_role.call(Rank.import_libraries, timeout_s=pool.timeouts.start_s))
         for role, of_role in actors.items()
         if role != "rollout"
     )

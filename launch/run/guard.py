@@ -2,7 +2,9 @@
 
 It does so where that one was killed, failed or hangs, from the last checkpoint, and ends what it
 left: Ray's agents stay where the driver of a cluster of its own is killed. It does not where a run
-was stopped, refused (status 2) or ended by a rule (status 3): it would end so again.
+was stopped, refused (status 2) or ended by a rule (status 3): it would end so again. Only a run
+that had begun before is tried again where it is refused: a cluster that has lost a node is too
+small until that, or another one, has joined.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ import psutil
 
 from launch.run.signals import interrupt_when_stopped, uninterrupted
 from rlhf_ray.disk import room_for
-from rlhf_ray.errors import EXIT_INTERRUPTED, EXIT_RUN
+from rlhf_ray.errors import EXIT_CONFIG, EXIT_INTERRUPTED, EXIT_RUN
 from rlhf_ray.jobs.status import read_status
 
 logger = logging.getLogger(__name__)
@@ -70,6 +72,7 @@ class Guard:
         self.folder, self.restarts, self.hang_s = folder, restarts, hang_s
         self._came: Sequence[int] = ()
         self._num_forwarded = 0
+        self._begun: list[bool] = []  # each attempt: did it get as far as to beat
 
     def run(self, work: Callable[[], int]) -> int:
         """The exit status of the last attempt; in the child, that of `work`."""
@@ -113,12 +116,14 @@ class Guard:
         """Exit status, or minus the signal that ended it; whether that was for it hung."""
         beats, changed_s = self._beats(), time.monotonic()
         hung = False
+        self._begun.append(False)
         while (status := _reaped(child)) is None:
             for number in self._came[self._num_forwarded :]:
                 self._num_forwarded += 1
                 os.kill(child, number)
             if (now := self._beats()) != beats or not now:
                 beats, changed_s = now, time.monotonic()
+            self._begun[-1] = self._begun[-1] or bool(now)
             # Not by the file's time: clocks are set, and machines sleep.
             if not hung and time.monotonic() - changed_s > self.hang_s:
                 hung = True
@@ -135,6 +140,8 @@ class Guard:
         if status == EXIT_RUN:
             reason = read_status(self.folder).get("reason")
             return f"failed ({reason})" if reason else "failed"
+        if status == EXIT_CONFIG and any(self._begun[:-1]):
+            return "was refused, though it had begun before"
         return ""
 
     def _pause(self, seconds: float) -> bool:

@@ -40,10 +40,13 @@ class ActorFailureConfig(Config):
 
     Attributes:
         restarts: Of each role, before its next death ends the run; 0 ends the run at once. Of each
-            engine by itself: the run goes on without it, and ends with the last one.
+            engine by itself: the run goes on without it, and ends with the last one. And how often
+            a run goes back at one step as results of roles are lost with a node.
         backoff_s: Between a death and the second restart, and twice as long before each one after
-            that; the first one comes at once.
-        stable_s: After so long without a death a role has all of its restarts again.
+            that, up to 64 times as long; the first one comes at once.
+        stable_s: A role that has served for so long has all of its restarts again. That counts from
+            when it was ready to when it was asked what it died at: neither a start nor a call that
+            hangs is service.
     """
 
     restarts: NonNegativeInt = 5

@@ -15,7 +15,7 @@ from typing import Any, Protocol, TypeVar
 
 from rlhf_ray.config.run import JobConfig
 from rlhf_ray.deadlines import in_thread, side_by_side
-from rlhf_ray.errors import StateLost
+from rlhf_ray.errors import ResultsLost, RunError, StateLost
 from rlhf_ray.loops.checkpoints import Checkpoint, CheckpointStore
 from rlhf_ray.loops.stopping import Stop
 from rlhf_ray.metrics import MetricsLog
@@ -71,6 +71,7 @@ class Keeper:
         self._last_saved = 0
         self._lost_s: float | None = None
         self._recovery: dict[str, float] = {}
+        self._results_lost: list[int] = []  # the last step that was told at each time
 
     async def run(self, checkpoint: Checkpoint | None, stop: Stop | None) -> None:
         """Run the loop behind a checkpoint; where state is lost, again behind the last one.
@@ -114,7 +115,13 @@ class Keeper:
                 lost = again
 
     async def _go_back(self, lost: StateLost) -> Checkpoint | None:
-        """The last checkpoint that is whole; None for the start."""
+        """The last checkpoint that is whole; None for the start.
+
+        Raises:
+            RunError: The results of one step were lost as often as actors may be started again.
+        """
+        if isinstance(lost, ResultsLost):
+            self._require_new_step(lost)
         self._lost_s = self._lost_s or lost.met_s
         found = await in_thread(
             self.store.latest,
@@ -125,6 +132,16 @@ class Keeper:
         step = 0 if found is None else found.step
         logger.warning("%s; the run goes back behind step %d", lost, step)
         return found
+
+    def _require_new_step(self, lost: ResultsLost) -> None:
+        """No budget of a role counts what is lost without a death."""
+        step, most = self.log.last_step, self.config.failures.actor.restarts
+        if self._results_lost.count(step) >= most:
+            raise RunError(
+                f"{lost} (the run went back {most} times for that without a new step: "
+                "failures.actor.restarts)"
+            ) from lost
+        self._results_lost.append(step)
 
     async def _restore(self, checkpoint: Checkpoint | None, start: Mapping[str, Any]) -> None:
         """All of it: a role that did not die may have done a step that another has not."""

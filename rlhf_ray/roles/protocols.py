@@ -218,7 +218,7 @@ class RolloutStore(Protocol):
         """The samples of groups; of a group without any, none.
 
         Raises:
-            RunError: They are lost, with the node that held them.
+            ResultsLost: They are gone with the node that held them.
         """
         ...
 

@@ -22,6 +22,8 @@ from actors.pool.state import Place
 from actors.ranks.group import RankSpec
 from actors.ranks.hosting import HostingRank
 from actors.ranks.reward_worker import RewardWorker, WorkerSpec
+from actors.roles.lasting import repeated
+from actors.roles.start import start_all
 from rlhf_ray.config.fault_tolerance import TimeoutConfig
 from rlhf_ray.config.placement import GroupConfig
 from rlhf_ray.config.rollout import EngineConfig
@@ -479,3 +481,56 @@ async def test_ranks_of_a_node_that_is_gone_join_on_another_and_their_files_go_t
         distant={"other": "10.0.0.7", "new": "10.0.0.9"}, ranks=("new", "other"), timeout_s=5.0
     )
     assert pool.state.places["reference"][0].node_id == "node", "it is asked for its own"
+
+
+async def test_nothing_comes_in_the_place_of_a_role_that_has_ended(pool, asked, monkeypatch):
+    """It would have the names of the actors that are started next."""
+    await pool.start("reward", RANKS)
+    asked.clear()
+    monkeypatch.setattr(pool.state.roles["reward"].spec.__class__, "join", dies_later)
+    died = ActorDied.of("died", role="reward", index=0, operation="score", age_s=0.0)
+    waits = asyncio.create_task(pool.restarts.after(died, pool.state.roles))
+    while ("reward", "started") not in asked:
+        await asyncio.sleep(0)
+    await pool.end("reward")
+    with pytest.raises(RunError, match="reward was ended while it was started again"):
+        await waits
+    assert asked.count(("reward", "started")) == 1
+
+
+async def dies_later(*arguments: Any, **keywords: Any) -> None:
+    """In place of a start that takes a while."""
+    await asyncio.sleep(60)
+
+
+async def test_a_role_that_dies_as_it_is_told_its_threads_is_started_anew(pool, asked, monkeypatch):
+    monkeypatch.setattr(placement, "cores", lambda: {"node": 8})
+    pool.state.groups = {"policy": GroupConfig()}
+    pool.share_cores({"policy": RANKS})
+    policy = pool.state.roles["policy"]
+    policy.actors[0].answers["use_threads"] = RayActorError(error_msg="its node is gone")
+    asked.clear()
+    assert await pool.start("policy", RANKS) is policy
+    assert [call[1] for call in asked][:3] == ["use_threads", "stop", "started"]
+    assert policy.threads == 8
+
+
+@pytest.mark.parametrize("work", ["start", "import", "want"])
+async def test_a_death_at_the_start_of_a_stage_is_recovered_from(pool, asked, monkeypatch, work):
+    """Of a role that is there: it has a result in memory, imports, or makes room for another."""
+    monkeypatch.setattr(pool, "place", lambda groups: None)
+    monkeypatch.setattr(pool, "share_cores", lambda specs: None)
+    await pool.want(["runs/a/export"])
+    await pool.finish(job("runs/a"), "policy", "tokenizer")
+    dying = {"start": "offload", "import": "import_libraries", "want": "drop"}[work]
+    policy = pool.state.roles["policy"]
+    policy.actors[0].answers[dying] = RayActorError(error_msg="its node is gone")
+    if work == "want":
+        await repeated(pool, partial(pool.want, []))
+        assert not pool.state.models
+    else:
+        specs = {"policy": RANKS, "rollout": engines(tokens=64)}
+        await start_all(pool, pool.state.groups, specs)
+        assert ("policy", "import_libraries") in asked
+    assert ("policy", "started") in asked
+    assert policy.incarnation > 1

@@ -174,6 +174,7 @@ def test_only_an_open_question_of_one_that_has_started_grows_old(events):
 class Listener:
     def __init__(self) -> None:
         self.heard: list[tuple[Any, ...]] = []
+        self.ages_s: list[float] = []
 
     def answered(self, rank: int, answer: Any) -> None:
         self.heard.append(("answered", rank))
@@ -181,8 +182,12 @@ class Listener:
     def suspected(self, rank: int) -> None:
         self.heard.append(("suspected", rank))
 
-    def lost(self, rank: int, why: str) -> None:
+    def lost(self, rank: int, why: str, *, age_s: float = 0.0) -> None:
         self.heard.append(("lost", rank, why))
+        self.ages_s.append(age_s)
+
+    def detached(self) -> None:
+        self.heard.append(("detached",))
 
 
 def test_whoever_listens_hears_of_suspects_and_of_deaths_at_once(killed):
@@ -206,4 +211,5 @@ def test_whoever_listens_hears_of_suspects_and_of_deaths_at_once(killed):
     assert killed == [stopped]
     [(_, _, why)] = [heard for heard in listener.heard if heard[:2] == ("lost", 1)]
     assert why == "no answer for 25 s: killed"
+    assert listener.ages_s[-1] == 25.0, "it has not served meanwhile"
     assert ("answered", 0) in listener.heard

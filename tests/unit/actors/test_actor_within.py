@@ -6,11 +6,18 @@ import asyncio
 import pickle
 
 import pytest
-from ray.exceptions import RayActorError
+from ray.exceptions import (
+    ObjectFetchTimedOutError,
+    ObjectLostError,
+    OwnerDiedError,
+    RayActorError,
+    RayTaskError,
+    ReferenceCountingAssertionError,
+)
 
 from actors.cluster.deadline import within
 from rlhf_ray.deadlines import DeadlineError
-from rlhf_ray.errors import ActorDied, ConfigError, RunError
+from rlhf_ray.errors import ActorDied, ConfigError, ResultsLost, RunError, StateLost
 
 
 class Answer:
@@ -91,6 +98,14 @@ async def test_a_death_says_whose_it_was():
     assert 0 <= error.age_s < 5
 
 
+async def test_a_death_says_on_which_node_and_why():
+    said = "The actor died unexpectedly.\n\tpid: 7\n\tip: 10.0.0.2\nThe actor's node has died."
+    error = await died([Answer(RayActorError(error_msg=said))])
+    assert str(error).endswith(
+        "job/policy/2 died after 0 s: on 10.0.0.2: The actor's node has died."
+    )
+
+
 async def test_who_died_is_named_and_not_the_peers_that_it_left_in_a_collective():
     left = RuntimeError("Connection closed by peer [127.0.0.1]:4242")
     error = await died([Answer(left), Answer(gone(), after_s=0.1), Answer(left, after_s=0.2)])
@@ -117,3 +132,53 @@ async def test_the_one_that_died_is_named_however_many_peers_fail_before_it():
     with pytest.raises(ActorDied, match="job/policy/2 died") as caught:
         await asked([*peers[:2], dead, *peers[2:]])
     assert caught.value.index == 2
+
+
+LOST = [
+    kind("ab12", b"", "")
+    for kind in (
+        ObjectLostError,
+        ObjectFetchTimedOutError,
+        OwnerDiedError,
+        ReferenceCountingAssertionError,
+    )
+]
+
+
+def raised_in_actor(cause: Exception) -> Exception:
+    """As Ray raises what an actor's method met."""
+    error = RayTaskError("fetch", "traceback", cause, proctitle="", pid=1, ip="10.0.0.1")
+    return error.as_instanceof_cause()
+
+
+@pytest.mark.parametrize("lost", LOST, ids=lambda lost: type(lost).__name__)
+@pytest.mark.parametrize("is_in_actor", [False, True])
+async def test_what_lay_on_a_node_that_is_gone_is_a_loss_that_a_run_goes_back_for(
+    lost, is_in_actor
+):
+    error = raised_in_actor(lost) if is_in_actor else lost
+    message = rf"the object store: policy.update: job/policy/0: .* \({type(lost).__name__}\)"
+    with pytest.raises(ResultsLost, match=message) as caught:
+        await asked([Answer(error)])
+    assert (caught.value.role, caught.value.late) == ("the object store", ())
+
+
+async def test_a_loss_that_an_actor_itself_waited_for_is_passed_on():
+    replica = StateLost.named("rollout", "none of them took the weights")
+    with pytest.raises(StateLost, match=r"rollout: policy\.update: job/policy/0: ") as caught:
+        await asked([Answer(pickle.loads(pickle.dumps(replica)))])
+    assert caught.value.role == "rollout"
+
+
+async def test_peers_of_one_with_nothing_to_read_are_named(monkeypatch):
+    """They may wait for it in a collective."""
+    monkeypatch.setattr("actors.cluster.deadline.DEATH_S", 0.05)
+    with pytest.raises(ResultsLost) as caught:
+        await asked([Answer("a"), Answer(LOST[0]), Answer(after_s=60)])
+    assert caught.value.late == (2,)
+
+
+async def test_a_death_counts_more_than_what_is_lost_with_it():
+    dead = Answer(RayActorError(error_msg="killed"), after_s=0.1)
+    with pytest.raises(ActorDied, match="job/policy/1 died"):
+        await asked([Answer(LOST[0]), dead])

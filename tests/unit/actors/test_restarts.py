@@ -134,27 +134,67 @@ async def test_what_runs_a_user_s_code_is_started_again_as_often_as_it_takes():
 
 
 @given(
-    pauses_s=st.lists(st.floats(0, 50), max_size=30),
-    restarts=st.integers(0, 4),
+    served_s=st.lists(st.tuples(st.floats(0, 50), st.floats(0, 50), st.floats(0, 50)), max_size=30),
+    restarts=st.integers(0, 10),
     stable_s=st.floats(1, 40),
 )
-def test_a_role_has_so_many_restarts_and_all_again_once_it_is_stable(pauses_s, restarts, stable_s):
+def test_a_role_has_so_many_restarts_and_all_again_once_it_has_served(served_s, restarts, stable_s):
+    """Of three times the first alone is service: then a call hangs, and then a start."""
     clock = Clock()
-    budget = Budget(
-        ActorFailureConfig(restarts=restarts, backoff_s=1.0, stable_s=stable_s), clock=clock
-    )
-    num_left, last_s = restarts, -stable_s
-    for pause_s in pauses_s:
-        clock.now_s += pause_s
+    config = ActorFailureConfig(restarts=restarts, backoff_s=1.0, stable_s=stable_s)
+    budget = Budget(config, clock=clock)
+    num_spent = 0
+    for well_s, call_s, start_s in served_s:
+        ready_s = clock.now_s
+        clock.now_s += well_s + call_s
         budget.spend("another")
-        if clock.now_s - last_s >= stable_s:
-            num_left = restarts
-        wait_s = budget.spend("reward")
-        if num_left == 0:
-            assert wait_s is None
-            continue
-        assert wait_s == (0 if num_left == restarts else 2.0 ** (restarts - num_left - 1))
-        num_left, last_s = num_left - 1, clock.now_s + wait_s
+        if clock.now_s - call_s - ready_s >= stable_s:
+            num_spent = 0
+        with budget.starting("reward", age_s=call_s):
+            for _ in range(2):  # the first one dies in its start
+                wait_s = budget.spend("reward")
+                clock.now_s += start_s
+                if num_spent == restarts:
+                    assert wait_s is None
+                    continue
+                assert wait_s == (0 if num_spent == 0 else 2.0 ** min(num_spent - 1, 6))
+                num_spent += 1
+
+
+@pytest.mark.parametrize("hangs", ["in its start", "in its first call"])
+async def test_a_role_that_hangs_again_and_again_ends_the_run(hangs):
+    """However long a deadline is beside the time after which a role is stable."""
+    roles, clock = Roles("reward"), Clock()
+    config = ActorFailureConfig(restarts=3, backoff_s=0.0, stable_s=600.0)
+
+    async def restart(role, ranks=None):
+        await roles.restart(role, ranks)
+        if hangs == "in its start":
+            clock.now_s += 900.0
+            died = death_of(roles[role])
+            died.age_s = 900.0
+            raise died
+
+    restarts = Restarts(config, restart)
+    restarts.budget.clock = clock
+    with pytest.raises(ActorDied, match="has not served for 600 s"):
+        for _ in range(9):
+            clock.now_s += 1800.0
+            died = death_of(roles["reward"])
+            died.age_s = 1800.0
+            await restarts.after(died, roles)
+    assert roles.restarted == ["reward"] * 3
+
+
+def test_no_pause_is_longer_than_what_a_change_is_waited_for():
+    timeouts = TimeoutConfig()
+    for number in (0, 1, 5, 20):
+        config = ActorFailureConfig(restarts=number)
+        restarts = Restarts(config, Roles().restart)
+        pauses_s = [restarts.budget.spend("reward") for _ in range(number)]
+        assert max([0.0, *pauses_s]) <= 64 * config.backoff_s
+        starts_s = number * (2 * timeouts.place_s + timeouts.start_s)
+        assert sum(pauses_s) + starts_s <= restarts.longest_s(timeouts)
 
 
 async def test_engines_are_replaced_one_by_one_each_with_a_budget_of_its_own():
@@ -173,3 +213,32 @@ async def test_engines_are_replaced_one_by_one_each_with_a_budget_of_its_own():
     await restarts.replace(death(0))
     assert roles.restarted[2:] == ["rollout/[1]", "rollout/[0]"]
     assert restarts.longest_s(TimeoutConfig(place_s=1.0, start_s=10.0)) == 2 * 12.0
+
+
+async def test_what_is_under_way_for_a_role_ends_with_it():
+    roles, ended = Roles("reward", "reward_worker", "rollout"), []
+
+    async def restart(role, ranks=None):
+        try:
+            await asyncio.sleep(0.05)
+        except asyncio.CancelledError:
+            ended.append((role, ranks))
+            raise
+
+    restarts = Restarts(QUICK, restart)
+    engine = ActorDied.of("died", role="rollout", index=1, operation="generate", age_s=0.0)
+    waits = [
+        asyncio.create_task(restarts.after(death_of(roles["reward"]), roles)),
+        asyncio.create_task(restarts.after(death_of(roles["reward_worker"]), roles)),
+        asyncio.create_task(restarts.replace(engine)),
+    ]
+    await asyncio.sleep(0.01)
+    for role in ("reward", "rollout"):
+        await restarts.end(role)
+    assert ended == [("reward", None), ("rollout", [1])]
+    met = await asyncio.gather(*waits, return_exceptions=True)
+    assert [str(error) for error in met] == [
+        "reward was ended while it was started again",
+        "None",
+        "rollout/1 was ended while it was started again",
+    ]

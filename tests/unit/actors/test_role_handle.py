@@ -9,14 +9,14 @@ from typing import Any
 
 import pytest
 from fake_actors import FakeHandle
-from ray.exceptions import RayActorError
+from ray.exceptions import ObjectLostError, RayActorError
 
-from actors.cluster import role_handle
+from actors.cluster import deadline, role_handle
 from actors.cluster.role_handle import RoleHandle, each_own
 from actors.cluster.turns import Turns
 from actors.ranks.group import RankGroup
 from rlhf_ray.config.fault_tolerance import TimeoutConfig
-from rlhf_ray.errors import ActorDied
+from rlhf_ray.errors import ActorDied, ResultsLost
 
 
 class Rank:
@@ -166,3 +166,20 @@ async def test_who_is_away_is_not_asked(policy):
     assert pickle.loads(pickle.dumps(policy.of([]))).present == []
     policy.away.add(1)
     assert await policy.call(Rank.where, timeout_s=5)(1) == []
+
+
+async def test_peers_of_one_with_nothing_to_read_are_killed(monkeypatch):
+    """They may wait for it in a collective, for as long as that may take."""
+    killed: list[Any] = []
+    monkeypatch.setattr(role_handle.ray, "kill", killed.append)
+    monkeypatch.setattr(deadline, "DEATH_S", 0.05)
+    peers = ranks("a", "b")
+
+    async def has_nothing() -> None:
+        raise ObjectLostError("ab12", b"", "")
+
+    with pytest.raises(ResultsLost):
+        await RoleHandle("policy", peers).answers(
+            [asyncio.sleep(60), has_nothing()], "update", timeout_s=5.0
+        )
+    assert killed == [peers["job/policy/0"]]

@@ -111,6 +111,25 @@ def test_what_hangs_is_killed_and_started_again(tmp_path, call, name):
     assert not (tmp_path / "heartbeat").exists()
 
 
+@pytest.mark.parametrize(
+    ("first", "later", "expected"),
+    [
+        ("asyncio.run(beat(lambda: throw(RunError('a node was lost'))))", "0", (0, 3)),
+        ("asyncio.run(beat(lambda: throw(RunError('a node was lost'))))", None, (2, 3)),
+        ("throw(RunError('no cluster'))", "0", (2, 2)),
+        ("asyncio.run(beat(lambda: throw(ConfigError('no such column'))))", "0", (2, 1)),
+    ],
+    ids=["joins", "stays-away", "never-began", "refused-at-first"],
+)
+def test_a_run_that_had_begun_is_tried_again_where_it_is_refused(tmp_path, first, later, expected):
+    """The cluster may have lost a node, which comes back."""
+    refused = "throw(ConfigError('the cluster is too small'))"
+    work = f"{first} if attempt == 1 else {later or refused} if attempt == 3 else {refused}"
+    status, attempts, errors = ended(started(tmp_path, work))
+    assert (status, attempts) == expected, errors
+    assert ("was refused, though it had begun before: restart 2 of 2" in errors) == (attempts == 3)
+
+
 def test_what_takes_long_before_it_beats_and_after_does_not_hang(tmp_path):
     work = "(time.sleep(2), asyncio.run(beat(print)), time.sleep(2))[1]"
     assert ended(started(tmp_path, work))[:2] == (0, 1)

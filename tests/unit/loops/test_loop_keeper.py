@@ -15,7 +15,7 @@ from fakes import FakeValue, make_config, make_prompts
 from test_loop_supervised import loop_of as supervised_loop_of
 from test_loop_supervised import make_config as supervised_config
 
-from rlhf_ray.errors import RunError, StateLost
+from rlhf_ray.errors import ResultsLost, RunError, StateLost
 from rlhf_ray.loops.evaluation import Evaluation
 from rlhf_ray.loops.online import OnlineLoop
 from rlhf_ray.metrics import MetricsLog
@@ -175,6 +175,67 @@ async def test_what_follows_the_last_step_is_done_from_its_checkpoint(tmp_path):
 
     assert await loop.with_result(export) == "exported"
     assert tries == [weights] * 3
+
+
+class Forgetful(HashedCompany):
+    """Whose roles live, while what they made of a step is lost at some calls.
+
+    Attributes:
+        losses: Numbers of calls at which that happens, of those that read what others have made.
+    """
+
+    READ = ("policy.logprobs", "policy.update", "reward.score")
+
+    def __init__(self, config, losses=()):
+        super().__init__(config, lambda prompt, sample: float(sample))
+        self.losses, self.num_reads = set(losses), 0
+
+    def said(self, call):
+        super().said(call)
+        if call in self.READ:
+            self.reads()
+
+    def reads(self):
+        self.num_reads += 1
+        if self.num_reads in self.losses:
+            raise ResultsLost.named("the object store", "its node is gone")
+
+    async def fetch(self, groups):
+        self.reads()
+        return await super().fetch(groups)
+
+    async def save(self, folder):
+        await super().save(folder)
+        (Path(folder) / "weights").write_text(self.weights)
+
+    async def restore(self, folder):
+        self.weights = (Path(folder) / "weights").read_text() if folder else ""
+
+
+async def forgetful_run(config, losses=()):
+    company, sink = Forgetful(config, losses), FakeSink()
+    prompts = make_prompts(9)
+    loop = OnlineLoop(config, company.roles(), prompts, Evaluation(config, []), MetricsLog([sink]))
+    await loop.run(None)
+    return company, sink
+
+
+async def test_wherever_a_step_s_results_are_lost_it_is_done_again(tmp_path):
+    """Groups that are in the journal are not sampled again, though their rollouts are gone."""
+    undisturbed, expected = await forgetful_run(config_of(tmp_path / "undisturbed"))
+    num_draws = len(undisturbed.requests)
+    assert undisturbed.num_reads > 20
+    for number in range(1, undisturbed.num_reads + 1):
+        company, sink = await forgetful_run(config_of(tmp_path / f"{number}"), [number])
+        assert company.weights == undisturbed.weights, number
+        assert told(sink) == told(expected), number
+        assert len(company.requests) <= num_draws + config_of(tmp_path).prompts_per_step
+
+
+async def test_results_that_are_lost_each_time_end_the_run(tmp_path):
+    config = config_of(tmp_path, failures={"actor": {"restarts": 2}})
+    with pytest.raises(RunError, match=r"its node is gone \(the run went back 2 times"):
+        await forgetful_run(config, range(5, 999))
 
 
 class MortalSupervised(FakeSupervised):
