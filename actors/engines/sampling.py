@@ -45,7 +45,7 @@ class Sampling:
         wave: Number of those that were admitted together with it; 0 where it was alone.
         request_ids: vLLM's names of its requests, as far as they are admitted.
         task: What waits for all of them; None while they are being admitted.
-        is_dropped: Whether nobody waits for it any more.
+        dropped: Set when nobody waits for it any more.
     """
 
     request: GenerationRequest
@@ -53,7 +53,18 @@ class Sampling:
     wave: int = 0
     request_ids: list[str] = field(default_factory=list)
     task: asyncio.Task[list[Rollout]] | None = None
-    is_dropped: bool = False
+    dropped: asyncio.Event = field(default_factory=asyncio.Event)
+
+    @property
+    def is_dropped(self) -> bool:
+        """Whether nobody waits for it any more."""
+        return self.dropped.is_set()
+
+    @property
+    def has_failed(self) -> bool:
+        """Whether there will be no rollouts of it."""
+        task = self.task
+        return task is not None and task.done() and (task.cancelled() or bool(task.exception()))
 
 
 class SamplingEngine(EngineCalls):
@@ -108,8 +119,7 @@ class SamplingEngine(EngineCalls):
             request.draw: Sampling(request=request, acting=acting, wave=wave)
             for request in requests
         }
-        if again := groups.keys() & self.groups.keys():
-            raise RunError(f"{self.name} samples draws {sorted(again)} already")
+        await self._failed_are_dropped(groups, timeout_s)
         self.groups |= groups
         try:
             async with self.scheduling("admission", timeout_s):
@@ -120,6 +130,23 @@ class SamplingEngine(EngineCalls):
         except BaseException:
             await self._drop(groups)
             raise
+
+    async def _failed_are_dropped(self, draws: Iterable[int], timeout_s: float) -> None:
+        """Wait until it is forgotten what these draws were asked for before, which has failed.
+
+        Whoever asks for a draw again drops it first; Ray may deliver these calls the other way
+        round.
+
+        Raises:
+            RunError: One is being sampled, or is not dropped.
+        """
+        before = {draw: self.groups[draw] for draw in draws if draw in self.groups}
+        if again := sorted(draw for draw, group in before.items() if not group.has_failed):
+            raise RunError(f"{self.name} samples draws {again} already")
+        operation = f"draws {sorted(before)} to be dropped, which have failed"
+        async with deadline(timeout_s, actor=self.name, operation=operation):
+            for group in before.values():
+                await group.dropped.wait()
 
     async def _begin(self, group: Sampling, ending: Ending, timeout_s: float) -> None:
         """Admit a group, all of it or nothing; it may be dropped meanwhile."""
@@ -172,7 +199,7 @@ class SamplingEngine(EngineCalls):
         for draw, group in groups.items():
             if self.groups.get(draw) is group:
                 del self.groups[draw]
-            group.is_dropped = True
+            group.dropped.set()
             if group.task is not None:  # else whoever admits it sees that it is dropped
                 group.task.cancel()
         started = [group for group in groups.values() if group.task is not None]

@@ -161,6 +161,31 @@ async def test_a_draw_is_not_sampled_twice_at_a_time(replica):
     assert set(replica.groups) == {7}
 
 
+async def test_a_draw_that_failed_is_sampled_again_once_it_is_dropped(replica):
+    """Ray may deliver the second admission before the drop."""
+    await admit(replica, 7)
+    waiting = replica.finished(7)
+    replica.engine.answer("p7/1", reason="error")
+    with pytest.raises(RunError):
+        await waiting
+    again = asyncio.ensure_future(admit(replica, 7))
+    await asyncio.sleep(0.01)
+    assert not again.done()
+    await replica.drop([7])
+    await again
+    assert set(replica.groups) == {7} and not replica.groups[7].is_dropped
+    assert replica.running == {"p7/3", "p7/4"}
+
+
+async def test_a_draw_that_failed_and_is_not_dropped_is_not_sampled_again(replica):
+    await admit(replica, 7)
+    replica.engine.answer("p7/1", reason="error")
+    with pytest.raises(RunError):
+        await replica.finished(7)
+    with pytest.raises(DeadlineError, match=r"draws \[7\] to be dropped"):
+        await admit(replica, 7, timeout_s=0.05)
+
+
 async def test_what_a_job_left_behind_is_dropped(replica):
     await admit(replica, 7, 8)
     await replica.drop_requests()
