@@ -161,13 +161,17 @@ async def test_a_draw_is_not_sampled_twice_at_a_time(replica):
     assert set(replica.groups) == {7}
 
 
+async def fails(replica, draw):
+    await admit(replica, draw)
+    for request_id in sorted(replica.running):
+        replica.engine.answer(request_id, reason="error")
+    with pytest.raises(RunError, match="vLLM ended the request"):
+        await replica.finished(draw)
+
+
 async def test_a_draw_that_failed_is_sampled_again_once_it_is_dropped(replica):
     """Ray may deliver the second admission before the drop."""
-    await admit(replica, 7)
-    waiting = replica.finished(7)
-    replica.engine.answer("p7/1", reason="error")
-    with pytest.raises(RunError):
-        await waiting
+    await fails(replica, 7)
     again = asyncio.ensure_future(admit(replica, 7))
     await asyncio.sleep(0.01)
     assert not again.done()
@@ -178,10 +182,7 @@ async def test_a_draw_that_failed_is_sampled_again_once_it_is_dropped(replica):
 
 
 async def test_a_draw_that_failed_and_is_not_dropped_is_not_sampled_again(replica):
-    await admit(replica, 7)
-    replica.engine.answer("p7/1", reason="error")
-    with pytest.raises(RunError):
-        await replica.finished(7)
+    await fails(replica, 7)
     with pytest.raises(DeadlineError, match=r"draws \[7\] to be dropped"):
         await admit(replica, 7, timeout_s=0.05)
 
