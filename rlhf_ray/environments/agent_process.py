@@ -57,8 +57,7 @@ class AgentProcess:
                 env=environment,
                 start_new_session=True,
             )
-        # By the process itself: others may have its streams open after its end.
-        self._end = asyncio.ensure_future(in_daemon_thread(self._process.wait, name="an agent"))
+        self._end: asyncio.Future[int] | None = None
         self._tails: list[_Tail] = []
         self._streams: list[asyncio.BaseTransport] = []
 
@@ -73,7 +72,7 @@ class AgentProcess:
     @property
     def status(self) -> int | None:
         """What it ended with; None before."""
-        return self._process.returncode
+        return self._process.poll()
 
     async def ended(self, timeout_s: float) -> int:
         """The status that it ends with; all that came of it has ended then.
@@ -82,6 +81,10 @@ class AgentProcess:
             DeadlineError: It has not.
         """
         async with deadline(timeout_s, actor="the agent", operation="its end"):
+            if self._end is None:
+                # By the process itself: others may have its streams open after its end.
+                waiting = in_daemon_thread(self._process.wait, name="an agent")
+                self._end = asyncio.ensure_future(waiting)
             return await asyncio.shield(self._end)
 
     async def printed(self) -> tuple[str, str]:

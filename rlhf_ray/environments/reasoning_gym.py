@@ -11,11 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from rlhf_ray.config.environment import DEFAULT_ATTEMPTS
-from rlhf_ray.deadlines import in_daemon_thread
+from rlhf_ray.deadlines import in_thread
 from rlhf_ray.environments.protocol import Step
 from rlhf_ray.errors import ConfigError
 from rlhf_ray.rewards.reasoning_gym import COLUMN, rows, score, task_of
 from rlhf_ray.types import Prompt
+
+# Verifiers take milliseconds, but for answers that they evaluate.
+VERIFIER_S = 60.0
 
 
 class ReasoningGym:
@@ -55,8 +58,11 @@ class ReasoningGym:
     async def step(self, answer: str) -> Step:
         """The verifier's score for a right answer or the last; else another attempt."""
         self._num_answers += 1
-        value = await in_daemon_thread(
-            lambda: score(answer, self._place), name="reasoning-gym's verifier"
+        value = await in_thread(
+            lambda: score(answer, self._place),
+            timeout_s=VERIFIER_S,
+            actor="reasoning-gym",
+            operation="a score",
         )
         if value == 1.0 or self._num_answers == self.attempts:
             return Step(reward=value, is_done=True)

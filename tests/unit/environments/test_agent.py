@@ -179,7 +179,7 @@ async def test_an_end_that_is_late_is_logged(agent, monkeypatch, caplog):
     await made.close()
     assert "an agent is killed: its end: no answer from the agent" in caplog.text
     async with asyncio.timeout(10):
-        await made._process._end
+        await made._process.ended(10.0)
 
 
 async def test_it_may_leave_its_input_unread(agent):
